@@ -1,0 +1,59 @@
+# Every target does its own set-up: python3 with its venv module, and make, are all that is needed.
+PYTHON ?= python3
+VENV ?= .venv
+# Recipes to run (`make run RECIPES="01 02"`), and where the endpoints are: local, hosted, self-hosted.
+RECIPES ?=
+ENDPOINTS ?=
+PORT_BASE ?= 8000
+# Arguments for pytest (`make test PYTEST_ARGS="-k rerank"`).
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+COOKBOOK := $(BIN)/nim-cookbook
+NEED_PYTHON = command -v $(PYTHON) >/dev/null || { echo "Error: $(PYTHON) was not found: install Python 3.11, 3.12 or 3.13, or name it with \`make PYTHON=/path/to/python ...\`." >&2; exit 2; }
+BOOTSTRAP = @$(NEED_PYTHON); $(PYTHON) tools/bootstrap.py --venv $(VENV)
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint unit contract notebooks-test lab serve fetch notebooks constraints wheel clean setup setup-dev
+
+help: ## Show this list
+	@echo "make TARGET, with TARGET one of:"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+
+# Both install what is missing and do nothing when the environment is up to date.
+setup:
+	$(BOOTSTRAP) --extras notebooks
+
+setup-dev:
+	$(BOOTSTRAP) --extras notebooks,dev
+
+run: setup ## Execute the recipes from beginning to end (RECIPES="01 02", ENDPOINTS=hosted)
+	@$(COOKBOOK) run $(RECIPES) $(if $(ENDPOINTS),--endpoints $(ENDPOINTS))
+
+test: setup-dev ## Lint, unit tests, contract tests and notebook tests, with coverage
+	@$(BIN)/python tools/run_tests.py $(PYTEST_ARGS)
+
+lint: setup-dev ## Style, types and the rules for notebooks
+	@$(BIN)/python tools/run_tests.py --only lint
+
+lab: setup ## Open JupyterLab with the local endpoints running
+	@$(COOKBOOK) lab --port-base $(PORT_BASE)
+
+serve: setup ## Run the local endpoints in the foreground (PORT_BASE=8000)
+	@$(COOKBOOK) serve --port-base $(PORT_BASE)
+
+fetch: setup ## Fetch and check the model weights, for working offline later
+	@$(COOKBOOK) fetch
+
+notebooks: setup ## Execute the recipes and store their outputs in notebooks/
+	@$(COOKBOOK) run $(RECIPES) --store
+
+constraints: ## Pin constraints.txt anew from a fresh environment
+	@$(NEED_PYTHON); $(PYTHON) tools/make_constraints.py
+
+wheel: setup-dev ## Build the wheel, with the recipes' data in it, into dist/
+	@$(BIN)/python -m build --wheel --no-isolation --outdir dist .
+
+clean: ## Remove the environment and everything that was built or executed
+	rm -rf $(VENV) $(VENV).lock dist build executed .coverage .coverage.* .pytest_cache .ruff_cache .mypy_cache
+	find utils tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,69 @@
+"""One set of local servers for the whole test session, also when xdist splits it over processes.
+
+The controlling process starts them at once and without waiting (they load while tests are
+collected) and holds their standard input, so that they end with it. Workers find them through the
+environment, as a notebook does.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.support import Servers, free_port_block
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+KEY_VARIABLE = "COOKBOOK_LOCAL_KEY"
+PORT_VARIABLE = "COOKBOOK_PORT_BASE"
+
+_server: subprocess.Popen[bytes] | None = None
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the session's servers, in the controlling process only."""
+    global _server
+    if _is_worker(config) or config.option.collectonly:
+        return
+    for name in ("COOKBOOK_ENDPOINTS", "NVIDIA_BASE_URL", "NVIDIA_API_URL"):
+        os.environ.pop(name, None)
+    base = free_port_block()
+    log = REPOSITORY / ".pytest_cache" / f"servers-{base}.log"
+    log.parent.mkdir(exist_ok=True)
+    os.environ[PORT_VARIABLE] = str(base)
+    os.environ[KEY_VARIABLE] = f"nvapi-local-fake-key-for-tests-{base}"
+    os.environ["COOKBOOK_TEST_LOG"] = str(log)
+    with log.open("wb") as output:
+        _server = subprocess.Popen(
+            [sys.executable, "-m", "local_endpoints", f"--port-base={base}", "--stop-with-stdin"],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+        )
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop the servers by closing their standard input."""
+    if _server is None or _is_worker(config):
+        return
+    assert _server.stdin is not None
+    _server.stdin.close()
+    try:
+        _server.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        _server.kill()
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    """The session's local servers, ready."""
+    running = Servers(int(os.environ[PORT_VARIABLE]), os.environ[KEY_VARIABLE])
+    running.wait()
+    yield running

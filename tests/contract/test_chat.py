@@ -1,0 +1,285 @@
+"""The chat NIM, over HTTP and through the openai client."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import httpx
+import jsonschema
+import openai
+import pytest
+
+from nim_cookbook.models import load_registry
+
+MODEL = load_registry().default("chat").id
+CAPITAL = [{"role": "user", "content": "What's the capital of France"}]
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Get weather information for a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+        },
+    },
+}
+FILM = {
+    "type": "object",
+    "properties": {"title": {"type": "string"}, "rating": {"type": "integer"}},
+    "required": ["title", "rating"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def client(servers) -> openai.OpenAI:
+    return openai.OpenAI(base_url=servers.url("chat"), api_key="not-needed", max_retries=0)
+
+
+def post(servers, path: str = "/chat/completions", **body) -> httpx.Response:
+    with servers.client("chat") as http:
+        return http.post(path, json={"model": MODEL, "messages": CAPITAL, **body})
+
+
+def test_answer_has_openais_shape_and_names_the_weights(client):
+    answer = client.chat.completions.create(model=MODEL, messages=CAPITAL, temperature=0)
+    assert "Paris" in answer.choices[0].message.content
+    assert answer.model == MODEL
+    assert answer.system_fingerprint.startswith("local/")
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_stream_comes_token_by_token_with_usage_when_asked(client):
+    stream = client.chat.completions.create(
+        model=MODEL,
+        messages=CAPITAL,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    text = [c.choices[0].delta.content for c in chunks if c.choices and c.choices[0].delta.content]
+    whole = client.chat.completions.create(model=MODEL, messages=CAPITAL, temperature=0)
+    assert len(text) > 3
+    assert "".join(text) == whole.choices[0].message.content
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    assert [c.usage for c in chunks[:-1] if c.usage] == []
+
+
+def test_stream_ends_with_done_and_has_no_usage_unasked(servers):
+    with servers.client("chat") as http:
+        body = {"model": MODEL, "messages": CAPITAL, "stream": True, "max_tokens": 4}
+        lines = [
+            line for line in http.post("/chat/completions", json=body).text.split("\n\n") if line
+        ]
+    assert lines[-1] == "data: [DONE]"
+    events = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+    assert all("usage" not in event for event in events)
+    assert events[-1]["choices"][0]["finish_reason"] == "length"
+
+
+def test_stop_seed_and_limit(client):
+    def ask(**more):
+        answer = client.chat.completions.create(model=MODEL, messages=CAPITAL, **more)
+        return answer.choices[0]
+
+    assert "France" not in ask(temperature=0, stop=["France"]).message.content
+    assert ask(temperature=0, max_tokens=2).finish_reason == "length"
+    story = [{"role": "user", "content": "Tell me a story about a fox."}]
+    texts = [
+        client.chat.completions.create(
+            model=MODEL, messages=story, temperature=1.5, top_p=1, seed=seed, max_tokens=24
+        )
+        .choices[0]
+        .message.content
+        for seed in (7, 7, 8)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "f", "schema": FILM}}},
+        {"guided_json": FILM},
+        {"guided_json": json.dumps(FILM)},
+        {"nvext": {"guided_json": FILM}},
+    ],
+    ids=["json_schema", "guided_json", "guided_json text", "nvext"],
+)
+def test_schema_is_obeyed(servers, shape):
+    review = "Review: Inception is a well made film. I rate it four stars out of five."
+    answer = post(servers, messages=[{"role": "user", "content": review}], temperature=0, **shape)
+    jsonschema.validate(json.loads(answer.json()["choices"][0]["message"]["content"]), FILM)
+
+
+def test_json_object(servers):
+    ask = [{"role": "user", "content": "Describe Paris as a JSON object with country and river."}]
+    answer = post(servers, messages=ask, response_format={"type": "json_object"}, temperature=0)
+    assert isinstance(json.loads(answer.json()["choices"][0]["message"]["content"]), dict)
+
+
+@pytest.mark.parametrize(
+    "choices", [["yes", "no"], ['he said "yes"', "back\\slash"], ["né", "ü\n"]]
+)
+def test_guided_choice_gives_one_of_the_choices(servers, choices):
+    answer = post(servers, guided_choice=choices, temperature=0)
+    assert answer.json()["choices"][0]["message"]["content"] in choices
+
+
+def test_tool_is_called_with_arguments_of_its_schema(client):
+    ask = [{"role": "user", "content": "What's the weather in Paris?"}]
+    answer = client.chat.completions.create(
+        model=MODEL, messages=ask, tools=[WEATHER], tool_choice="required", temperature=0
+    )
+    choice = answer.choices[0]
+    assert choice.finish_reason == "tool_calls"
+    call = choice.message.tool_calls[0]
+    assert call.function.name == "weather"
+    assert json.loads(call.function.arguments) == {"city": "Paris"}
+    result = {"role": "tool", "tool_call_id": call.id, "content": "Sunny, 22 degrees"}
+    second = client.chat.completions.create(
+        model=MODEL,
+        messages=[*ask, choice.message.model_dump(exclude_none=True), result],
+        tools=[WEATHER],
+        tool_choice="none",
+        temperature=0,
+    )
+    assert "unny" in second.choices[0].message.content
+
+
+def test_tool_calls_stream(client):
+    ask = [{"role": "user", "content": "What's the weather in Paris?"}]
+    stream = client.chat.completions.create(
+        model=MODEL, messages=ask, tools=[WEATHER], tool_choice="required", stream=True
+    )
+    deltas = [chunk.choices[0] for chunk in stream if chunk.choices]
+    calls = [call for choice in deltas for call in choice.delta.tool_calls or []]
+    assert calls[0].function.name == "weather"
+    assert deltas[-1].finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"max_tokens": 0}, 422),
+        ({"max_tokens": -1}, 422),
+        ({"max_tokens": 2**31 - 1}, 422),
+        ({"max_tokens": 10**6}, 422),
+        ({"temperature": -0.1}, 422),
+        ({"top_p": 10}, 422),
+        ({"messages": []}, 422),
+        ({"messages": [{"role": "robot", "content": "hi"}]}, 422),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 422),
+        ({"model": "something-obviously-wrong"}, 404),
+        ({"guided_regex": "a+"}, 400),
+        ({"logit_bias": {"1": 5}}, 400),
+        ({"guided_choice": []}, 400),
+        ({"guided_json": "{"}, 400),
+        ({"guided_json": FILM, "guided_choice": ["a"]}, 400),
+        ({"guided_json": {"type": "nonsense"}}, 400),
+        ({"top_logprobs": 2}, 400),
+        ({"stream_options": {"include_usage": True}}, 400),
+        ({"tool_choice": "required"}, 400),
+        ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "x"}}}, 400),
+        ({"tools": [WEATHER], "response_format": {"type": "json_object"}}, 400),
+        ({"messages": [{"role": "user", "content": "hi " * 6000}]}, 400),
+    ],
+)
+def test_what_cannot_be_done_is_refused(servers, body, status):
+    answer = post(servers, **body)
+    assert answer.status_code == status, answer.text
+    error = answer.json()
+    assert error["status"] == status
+    assert error["message"] and error["detail"] and error["title"]
+
+
+def test_refusals_say_what_to_do(servers):
+    assert "'guided_regex'" in post(servers, guided_regex="a").json()["detail"]
+    long = [{"role": "user", "content": "hi " * 6000}]
+    assert "maximum context length is" in post(servers, messages=long).json()["detail"]
+    streamed = post(servers, messages=long, stream=True)
+    assert streamed.status_code == 400
+
+
+def test_logprobs(servers):
+    answer = post(servers, logprobs=True, top_logprobs=2, max_tokens=3, temperature=0)
+    content = answer.json()["choices"][0]["logprobs"]["content"]
+    assert len(content) == 3
+    assert all(entry["logprob"] <= 0 for entry in content)
+
+
+def test_completions(client):
+    answer = client.completions.create(
+        model=MODEL, prompt="The capital of France is", max_tokens=5, temperature=0
+    )
+    assert "Paris" in answer.choices[0].text
+    assert answer.object == "text_completion"
+    stream = client.completions.create(
+        model=MODEL, prompt="The capital of France is", max_tokens=5, temperature=0, stream=True
+    )
+    text = "".join(chunk.choices[0].text for chunk in stream if chunk.choices)
+    assert text == answer.choices[0].text
+
+
+def running(servers) -> float:
+    with servers.client("chat") as http:
+        text = http.get("/metrics").text
+    lines = [
+        line for line in text.splitlines() if line.startswith('num_requests_running{role="chat"')
+    ]
+    return sum(float(line.split()[-1]) for line in lines)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_stops_costing(servers, stream):
+    story = [{"role": "user", "content": "Count from one to a thousand in words."}]
+    body = {"model": MODEL, "messages": story, "max_tokens": 1024, "stream": stream}
+
+    def leave() -> None:
+        with (
+            servers.client("chat") as http,
+            http.stream(
+                "POST", "/chat/completions", json=body, timeout=httpx.Timeout(30, read=0.3)
+            ) as answer,
+        ):
+            if stream:
+                next(answer.iter_lines())
+
+    try:
+        leave()
+    except httpx.ReadTimeout:
+        assert not stream
+    limit = time.monotonic() + 20
+    while running(servers) and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert running(servers) == 0
+
+
+def test_concurrent_requests_are_served_side_by_side(servers):
+    """A short answer asked for while long ones run comes before they end."""
+    story = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "Tell me a long story about the sea."}],
+        "max_tokens": 400,
+        "temperature": 1,
+    }
+    ended: list[str] = []
+
+    def ask(name: str, body: dict) -> None:
+        with servers.client("chat") as http:
+            assert http.post("/chat/completions", json=body).status_code == 200
+        ended.append(name)
+
+    long = threading.Thread(target=ask, args=("long", story))
+    long.start()
+    while not running(servers) and long.is_alive():
+        time.sleep(0.01)
+    ask("short", {"model": MODEL, "messages": CAPITAL, "max_tokens": 5})
+    long.join()
+    assert ended == ["short", "long"]

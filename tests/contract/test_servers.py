@@ -1,0 +1,217 @@
+"""What all servers have: health, models, metadata, keys, limits, and their start and end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.support import free_port_block
+
+from nim_cookbook.models import load_registry
+
+NAMES = ["chat", "embedding", "reranking", "catalog"]
+REGISTRY = load_registry()
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestEveryServer:
+    def test_health(self, servers, name):
+        with servers.client(name) as http:
+            ready = http.get("/health/ready")
+            live = http.get("/health/live")
+        assert ready.json() == {"object": "health.response", "message": "ready", "ready": True}
+        assert live.status_code == 200
+
+    def test_models_lists_catalog_ids_first_and_the_true_name_last(self, servers, name):
+        with servers.client(name) as http:
+            data = http.get("/models").json()["data"]
+        roles = [name] if name != "catalog" else NAMES[:3]
+        ids = [entry["id"] for entry in data]
+        assert ids[0] == REGISTRY.default(roles[0]).id
+        for role in roles:
+            assert REGISTRY.weights_for(role).local_id in ids
+        assert all(entry["root"] == entry["id"] for entry in data)
+
+    def test_metadata_names_the_weights(self, servers, name):
+        with servers.client(name) as http:
+            metadata = http.get("/metadata").json()
+        roles = {name} if name != "catalog" else set(NAMES[:3])
+        assert {entry["role"] for entry in metadata["weights"]} == roles
+        assert all(len(entry["sha256"]) == 64 for entry in metadata["weights"])
+        assert metadata["localStandIn"] is True
+
+    def test_version_metrics_and_openapi(self, servers, name):
+        with servers.client(name) as http:
+            assert http.get("/version").json()["release"]
+            assert "e2e_request_latency_seconds" in http.get("/metrics").text
+            url = servers.url(name).removesuffix("/v1") + "/openapi.json"
+            assert "/v1/health/ready" in http.get(url).json()["paths"]
+
+    def test_unknown_path_and_method(self, servers, name):
+        with servers.client(name) as http:
+            answer = http.get("/nothing")
+            assert answer.status_code == 404
+            assert answer.json()["title"] == "Not Found"
+            assert http.delete("/models").status_code == 405
+
+    def test_body_limit(self, servers, name):
+        path = {"chat": "/chat/completions", "reranking": "/ranking"}.get(name, "/embeddings")
+        with servers.client(name) as http:
+            big = http.post(path, content=b" " * (9 * 2**20))
+            chunked = http.post(path, content=(b" " * 2**20 for _ in range(9)))
+        assert big.status_code == chunked.status_code == 413
+
+    def test_malformed_json(self, servers, name):
+        path = {"chat": "/chat/completions", "reranking": "/ranking"}.get(name, "/embeddings")
+        with servers.client(name) as http:
+            answer = http.post(
+                path, content=b"{nonsense", headers={"Content-Type": "application/json"}
+            )
+        assert answer.status_code == 422
+        assert answer.json()["detail"]
+
+    def test_no_cors(self, servers, name):
+        with servers.client(name) as http:
+            answer = http.get("/models", headers={"Origin": "http://evil.example"})
+        assert "access-control-allow-origin" not in answer.headers
+
+
+class TestKeys:
+    @pytest.mark.parametrize(
+        "path", ["/models", "/chat/completions", "/embeddings", "/ranking", "/metadata", "/metrics"]
+    )
+    def test_catalog_demands_a_key(self, servers, path):
+        with httpx.Client(base_url=servers.url("catalog")) as http:
+            missing = http.post(path) if path.count("/") > 1 else http.get(path)
+        assert missing.status_code == 401
+        assert "401" in missing.json()["detail"] and "Unauthorized" in missing.json()["detail"]
+        with servers.client("catalog", key="nvapi-fake-wrong-key") as http:
+            wrong = http.get(path)
+        assert wrong.status_code == 403
+        assert wrong.json()["title"] == "Forbidden"
+        assert wrong.json()["detail"] == "Authorization failed"
+
+    def test_a_nim_ignores_the_key(self, servers):
+        with servers.client("chat", key="whatever") as http:
+            assert http.get("/models").status_code == 200
+
+    def test_hosted_reranking_paths(self, servers):
+        model = REGISTRY.default("reranking").id
+        slug = model.split("/")[-1].replace(".", "_")
+        body = {"model": model, "query": {"text": "q"}, "passages": [{"text": "p"}]}
+        with servers.client("catalog") as http:
+            for path in ("/retrieval/nvidia/reranking", f"/retrieval/nvidia/{slug}/reranking"):
+                assert len(http.post(path, json=body).json()["rankings"]) == 1
+            assert http.post("/retrieval/nvidia/nothing/reranking", json=body).status_code == 404
+
+
+def start(*options: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "local_endpoints", *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def refused(*options: str, **environment: str) -> str:
+    """Start the servers with what they must refuse; return the one sentence they print."""
+    process = start(*options, **environment)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, output
+    lines = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in output, output
+    return lines[0]
+
+
+def wait_ready(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    output = ""
+    for line in process.stdout:
+        output += line
+        if line.startswith("Local stand-ins"):
+            return output
+    raise AssertionError(output)
+
+
+class TestStartAndEnd:
+    def test_busy_port_is_named_with_its_holder(self, servers):
+        sentence = refused("--port-base", str(servers.port_base))
+        assert f"Port {servers.port_base} for the chat server is already in use" in sentence
+        assert "(process " in sentence and "--port-base" in sentence
+
+    def test_a_later_busy_port_leaves_none_bound(self):
+        base = free_port_block()
+        with socket.create_server(("127.0.0.1", base + 2)):
+            assert f"Port {base + 2} for the reranking server" in refused("--port-base", str(base))
+        with socket.create_server(("127.0.0.1", base)):
+            pass
+
+    def test_bad_addresses(self):
+        assert "--host" in refused("--host", "203.0.113.7", "--port-base", str(free_port_block()))
+        assert "--port-base" in refused("--port-base", "70000")
+
+    def test_key_that_no_header_can_carry(self):
+        assert "COOKBOOK_LOCAL_KEY" in refused(COOKBOOK_LOCAL_KEY="two words")
+
+    def test_weights_that_are_none(self, tmp_path: Path):
+        broken = tmp_path / "model.gguf"
+        broken.write_bytes(b"GGUF" + b"\0" * 64)
+        sentence = refused("--port-base", str(free_port_block()), "--chat-model", str(broken))
+        assert str(broken) in sentence
+        missing = tmp_path / "none.gguf"
+        sentence = refused("--port-base", str(free_port_block()), "--chat-model", str(missing))
+        assert "none.gguf" in sentence
+
+    @pytest.mark.parametrize("end", ["SIGTERM", "SIGINT", "stdin"])
+    def test_clean_end_leaves_nothing(self, end: str, tmp_path: Path):
+        base = free_port_block()
+        process = start("--port-base", str(base), "--stop-with-stdin", COOKBOOK_LOCAL_KEY="k")
+        table = wait_ready(process)
+        for role in NAMES[:3]:
+            assert REGISTRY.weights_for(role).description in table
+        from nim_cookbook.local import state_path
+
+        state = state_path(base)
+        assert json.loads(state.read_text())["pid"] == process.pid
+        assert state.stat().st_mode & 0o077 == 0
+        if end == "stdin":
+            assert process.stdin is not None
+            process.stdin.close()
+        else:
+            process.send_signal(getattr(signal, end))
+        assert process.wait(timeout=30) == 0
+        assert not state.exists()
+        with socket.create_server(("127.0.0.1", base)):
+            pass
+
+    def test_not_ready_while_loading_and_off_loopback_only_with_a_key(self):
+        """One start serves both checks: bound to all addresses, asked before it has loaded."""
+        base = free_port_block()
+        process = start("--host", "0.0.0.0", "--port-base", str(base), COOKBOOK_LOCAL_KEY="secret")
+        seen = set()
+        try:
+            url = f"http://127.0.0.1:{base}/v1"
+            limit = time.monotonic() + 60
+            while 200 not in seen and time.monotonic() < limit:
+                try:
+                    seen.add(httpx.get(f"{url}/health/ready").status_code)
+                except httpx.TransportError:
+                    continue
+            assert seen == {503, 200}
+            assert httpx.get(f"{url}/models").status_code == 401
+            allowed = httpx.get(f"{url}/models", headers={"Authorization": "Bearer secret"})
+            assert allowed.status_code == 200
+        finally:
+            process.terminate()
+            process.wait(timeout=30)

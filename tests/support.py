@@ -1,0 +1,68 @@
+"""What several test modules need: free ports, and where the session's servers are."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+START_SECONDS = 300  # a first start fetches the weights
+BLOCK = 6
+
+
+def free_port_block(size: int = BLOCK) -> int:
+    """Return the first of `size` consecutive free ports."""
+    for base in range(18000 + os.getpid() % 1000 * 10, 60000, 10):
+        sockets = []
+        try:
+            for port in range(base, base + size):
+                listener = socket.socket()
+                sockets.append(listener)
+                listener.bind(("127.0.0.1", port))
+            return base
+        except OSError:
+            continue
+        finally:
+            for listener in sockets:
+                listener.close()
+    raise RuntimeError("no block of free ports")
+
+
+@dataclass(frozen=True)
+class Servers:
+    """Where the session's servers are."""
+
+    port_base: int
+    key: str
+
+    def url(self, name: str) -> str:
+        """Return a server's base URL, ending in /v1."""
+        offset = {"chat": 0, "embedding": 1, "reranking": 2, "catalog": 3}[name]
+        return f"http://127.0.0.1:{self.port_base + offset}/v1"
+
+    def client(self, name: str, key: str | None = None) -> httpx.Client:
+        """Return an HTTP client for one server; the catalog's carries the key."""
+        key = self.key if key is None and name == "catalog" else key
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return httpx.Client(base_url=self.url(name), headers=headers, timeout=120)
+
+    def wait(self) -> None:
+        """Wait until all roles are loaded, or fail with the server's own last words."""
+        limit = time.monotonic() + START_SECONDS
+        while time.monotonic() < limit:
+            try:
+                with self.client("catalog") as client:
+                    if client.get("/health/ready").status_code == 200:
+                        return
+            except httpx.TransportError:
+                pass
+            log = Path(os.environ["COOKBOOK_TEST_LOG"]).read_text(encoding="utf-8")
+            if "error: " in log:
+                break
+            time.sleep(0.1)
+        pytest.fail(f"the local servers did not start:\n{log[-2000:]}", pytrace=False)

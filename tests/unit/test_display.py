@@ -1,0 +1,220 @@
+"""Tables and pictures for notebooks."""
+
+import base64
+import io
+
+import pytest
+from haystack import Document, Pipeline, component
+from haystack.components.builders import ChatPromptBuilder
+from haystack.components.retrievers.in_memory import InMemoryEmbeddingRetriever
+from haystack.dataclasses import ChatMessage
+from haystack.document_stores.in_memory import InMemoryDocumentStore
+from haystack.utils import Secret
+from haystack_integrations.components.embedders.nvidia import NvidiaTextEmbedder
+from haystack_integrations.components.generators.nvidia import NvidiaChatGenerator
+from PIL import Image
+
+from nim_cookbook import display
+from nim_cookbook.data import people, people_questions
+from nim_cookbook.errors import DataError
+from nim_cookbook.models import load_registry
+from nim_cookbook.scoring import score_answers
+
+WEIGHTS = "Tiny, Q4_1 (local stand-in)"
+KEY = "nvapi-fake-key-for-tests"
+
+
+@pytest.fixture
+def pipeline(monkeypatch):
+    monkeypatch.setenv("NVIDIA_API_KEY", KEY)
+    return rag_pipeline("http://127.0.0.1:8000/v1")
+
+
+def rag_pipeline(url, reverse=False):
+    registry = load_registry()
+    secret = Secret.from_env_var("NVIDIA_API_KEY")
+    made = Pipeline()
+    made.add_component(
+        "embedder",
+        NvidiaTextEmbedder(model=registry.default("embedding").id, api_url=url, api_key=secret),
+    )
+    store = InMemoryDocumentStore(index="people")
+    made.add_component("retriever", InMemoryEmbeddingRetriever(store, top_k=1))
+    made.add_component(
+        "prompt", ChatPromptBuilder([ChatMessage.from_user("{{documents}} {{question}}")])
+    )
+    made.add_component(
+        "llm",
+        NvidiaChatGenerator(model=registry.default("chat").id, api_base_url=url, api_key=secret),
+    )
+    links = [
+        ("embedder.embedding", "retriever.query_embedding"),
+        ("retriever.documents", "prompt.documents"),
+        ("prompt.prompt", "llm.messages"),
+    ]
+    for sender, receiver in reversed(links) if reverse else links:
+        made.connect(sender, receiver)
+    return made
+
+
+def documents():
+    return [Document(**record, score=0.5 - n / 10) for n, record in enumerate(people())]
+
+
+def test_documents():
+    table = display.documents_table(documents(), weights=WEIGHTS)
+    assert list(table.frame.columns) == ["content", "meta", "score"]
+    assert table.frame["score"].tolist() == [0.5, 0.4, 0.3]
+    for text in (repr(table), table._repr_html_()):
+        assert WEIGHTS in text and "Giorgio" in text and "id: giorgio" in text
+
+
+def test_documents_without_anything():
+    table = display.documents_table([Document()], weights=WEIGHTS)
+    assert table.frame.iloc[0].tolist() == ["", "", None]
+    assert "None" not in repr(table) + table._repr_html_()
+    empty = display.documents_table([], weights=WEIGHTS)
+    assert len(empty) == 0
+    assert "(no rows)" in repr(empty) and WEIGHTS in empty._repr_html_()
+
+
+def test_long_text_is_cut():
+    table = display.documents_table([Document(content="x" * 999)], weights=WEIGHTS, max_chars=50)
+    assert table.frame["content"][0] == "x" * 49 + "\u2026"
+    assert max(map(len, repr(table).splitlines())) < 130
+
+
+def test_html_from_a_model_is_shown_and_not_run():
+    table = display.answers_table(
+        [("<b>?</b>", "<script>alert(1)</script>", documents())], weights="<i>Tiny</i>"
+    )
+    html = table._repr_html_()
+    assert "<script" not in html and "<i>" not in html and "&lt;script&gt;" in html
+
+
+def test_answers_carry_their_sources_and_the_weights():
+    table = display.answers_table(
+        [("Who lives in Rome?", " Giorgio. ", documents()[2:]), ("Who?", "I don't know.", [])],
+        weights=WEIGHTS,
+    )
+    assert table.frame["sources"].tolist() == ["My name is Giorgio and I live in Rome.", "none"]
+    assert table.frame["answer"][0] == "Giorgio."
+    assert WEIGHTS in repr(table)
+
+
+def test_usage():
+    usage = {
+        "chat": {"prompt_tokens": 40, "completion_tokens": 7, "total_tokens": 47, "details": {}},
+        "embedding": {"prompt_tokens": 6, "total_tokens": 6},
+    }
+    table = display.usage_table(usage, weights={"chat": WEIGHTS, "embedding": "MiniLM"})
+    assert table.frame["total tokens"].tolist() == [47, 6]
+    assert table.frame["weights"].tolist() == [WEIGHTS, "MiniLM"]
+    assert "nan" not in repr(table).lower()
+    with pytest.raises(DataError, match="'embedding'"):
+        display.usage_table(usage, weights={"chat": WEIGHTS})
+
+
+def test_scores():
+    questions = people_questions()
+    scores = score_answers(questions, [" ".join(q.answers) or "I don't know" for q in questions])
+    table = display.scores_table(scores, weights=WEIGHTS)
+    assert f"{WEIGHTS}: 9 of 9 correct" in repr(table)
+    assert "(not in the documents)" in table._repr_html_()
+
+
+def test_only_differing_lines_are_shown(pipeline):
+    other = rag_pipeline("http://127.0.0.1:8003/v1", reverse=True)
+    table = display.diff_pipelines(pipeline, other, names=("NIM", "catalog"))
+    assert table.frame["line"].tolist() == [
+        "components.embedder.init_parameters.api_url",
+        "components.llm.init_parameters.api_base_url",
+    ]
+    assert table.frame["NIM"].unique().tolist() == ["http://127.0.0.1:8000/v1"]
+    assert table.frame["catalog"].unique().tolist() == ["http://127.0.0.1:8003/v1"]
+    assert table.caption.startswith("Lines that differ: 2")
+    assert KEY not in repr(table)
+
+
+def test_a_pipeline_does_not_differ_from_itself(pipeline):
+    assert len(display.diff_pipelines(pipeline, pipeline.to_dict())) == 0
+
+
+def test_a_line_that_only_one_has():
+    table = display.diff_pipelines({"a": {"b": [1, 2]}}, {"a": {"b": [1]}, "c": None})
+    assert table.frame.to_dict("records") == [
+        {"line": "a.b.1", "before": "2", "after": "(absent)"},
+        {"line": "c", "before": "(absent)", "after": "null"},
+    ]
+
+
+def check_picture(picture, *words):
+    assert len(base64.b64encode(picture.png)) < 200_000
+    with Image.open(io.BytesIO(picture.png)) as image:
+        image.load()
+        assert image.width > 300
+        assert image.convert("L").getextrema()[1] == 255  # a white ground, for dark themes
+    data, metadata = picture._repr_mimebundle_(include=None, exclude=None)
+    assert base64.b64decode(data["image/png"]) == picture.png
+    assert data["text/plain"] == repr(picture) == metadata["image/png"]["alt"]
+    for word in words:
+        assert word in picture.alt
+
+
+def test_a_pipeline_is_drawn_offline(pipeline, monkeypatch, tmp_path):
+    import socket
+
+    def no_network(*args):
+        raise AssertionError("the drawing went online")
+
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    picture = display.draw_pipeline(pipeline, title="Query pipeline")
+    check_picture(picture, "Query pipeline", "retriever (InMemoryEmbeddingRetriever)")
+    assert "embedder to retriever (embedding \u2192 query_embedding)" in picture.alt
+    assert "input to embedder (text)" in picture.alt
+    picture.save(tmp_path / "p.svg")
+    picture.save(tmp_path / "p.png")
+    assert (tmp_path / "p.svg").read_text("utf-8").startswith("<svg")
+    assert (tmp_path / "p.png").read_bytes() == picture.png
+
+
+@component
+class Loud:
+    @component.output_types(out=str)
+    def run(self, text: str):
+        return {"out": text}
+
+
+def test_odd_component_names_are_drawn_as_they_are():
+    made = Pipeline()
+    for name in ('say "hi" <b>', "end", "input"):
+        made.add_component(name, Loud())
+    made.connect('say "hi" <b>', "end")
+    made.connect("end", "input")
+    text = display.pipeline_mermaid(made)
+    assert '["<b>say #quot;hi#quot; &lt;b&gt;</b><br/>Loud"]' in text
+    check_picture(display.draw_pipeline(made), "Loud")
+
+
+def test_timing_chart_names_the_weights():
+    picture = display.timing_chart(
+        {"embed": 0.0123, "retrieve": 0.0004, "answer": 2.5}, weights=WEIGHTS, title="One question"
+    )
+    check_picture(picture, WEIGHTS, "One question", "embed 12 ms", "answer 2.5 s")
+    with pytest.raises(DataError, match="no steps"):
+        display.timing_chart({}, weights=WEIGHTS)
+
+
+def test_jupyter_shows_the_picture_with_its_alt_text():
+    from IPython.core.interactiveshell import InteractiveShell
+
+    picture = display.timing_chart({"a": 1.0}, weights=WEIGHTS)
+    data, metadata = InteractiveShell().display_formatter.format(picture)
+    assert set(data) == {"image/png", "text/plain"}
+    assert metadata["image/png"]["alt"] == picture.alt
+
+
+def test_check_is_ok_only_when_all_are():
+    assert not display.Check([]).ok
+    assert display.Check([{"ready": "yes"}]).ok
+    assert not display.Check([{"ready": "yes"}, {"ready": "no: x"}]).ok

@@ -1,0 +1,251 @@
+#!/usr/bin/env python3
+"""Make the virtual environment that every make target uses, and bring it up to date.
+
+Needs the standard library only, and runs on any Python 3 so that an old one gets a sentence
+instead of a syntax error. Does nothing (in a few milliseconds) when the environment was already
+made from the same pyproject.toml and constraints.txt. A lock makes two calls at once safe.
+
+    python3 tools/bootstrap.py --venv .venv --extras notebooks
+"""
+
+from __future__ import print_function
+
+import argparse
+import contextlib
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+OLDEST, TOO_NEW = (3, 11), (3, 14)
+SUITABLE = ("python3.13", "python3.12", "python3.11")
+WANTED = "Python 3.11, 3.12 or 3.13"
+RE_EXECUTED = "COOKBOOK_BOOTSTRAP_REEXECUTED"
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+INPUTS = ("pyproject.toml", "constraints.txt", os.path.join("tools", "bootstrap.py"))
+
+
+class SetupError(Exception):
+    """What is wrong and what to do, in one sentence."""
+
+
+def say(text):
+    print(text, file=sys.stderr)
+    sys.stderr.flush()
+
+
+def suitable(version):
+    return OLDEST <= tuple(version[:2]) < TOO_NEW
+
+
+def version_of(command):
+    """(major, minor) of a Python on the PATH, or None when it does not start."""
+    try:
+        text = subprocess.check_output(
+            [command, "-c", "import sys; print('%d %d' % sys.version_info[:2])"],
+            stderr=subprocess.DEVNULL,
+        )
+        major, minor = text.decode("ascii").split()
+        return int(major), int(minor)
+    except (OSError, ValueError, subprocess.CalledProcessError):
+        return None
+
+
+def use_suitable_python(arguments):
+    """Go on under a suitable Python: this one, or another one found on the PATH."""
+    if suitable(sys.version_info):
+        return
+    for name in SUITABLE if RE_EXECUTED not in os.environ else ():
+        path = shutil.which(name)
+        version = version_of(path) if path else None
+        if version and suitable(version):
+            environment = dict(os.environ)
+            environment[RE_EXECUTED] = "1"
+            command = [path, os.path.abspath(__file__), *arguments]
+            sys.exit(subprocess.call(command, env=environment))
+    raise SetupError(
+        "The cookbook needs %s and this is Python %d.%d (%s): install one of them, "
+        "or name it with `make PYTHON=/path/to/python3.12 ...`."
+        % (WANTED, sys.version_info[0], sys.version_info[1], sys.executable)
+    )
+
+
+def check_venv_module():
+    """Debian and Ubuntu split venv and ensurepip off into a package of their own."""
+    try:
+        import ensurepip  # noqa: F401
+        import venv  # noqa: F401
+    except ImportError:
+        raise SetupError(
+            "This Python (%s) cannot make virtual environments: install its venv module "
+            "(on Debian and Ubuntu: `sudo apt install python%d.%d-venv`)."
+            % (sys.executable, sys.version_info[0], sys.version_info[1])
+        ) from None
+
+
+@contextlib.contextmanager
+def lock(path):
+    """One bootstrap at a time; the lock goes with its process, however that ends."""
+    handle = open(path, "w")
+    try:
+        import fcntl
+    except ImportError:  # Windows: no lock, and no parallel make either
+        yield
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        say("Waiting for another set-up of this environment to finish ...")
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        handle.close()
+
+
+def python_in(venv):
+    folder = "Scripts" if os.name == "nt" else "bin"
+    return os.path.join(venv, folder, "python.exe" if os.name == "nt" else "python")
+
+
+def fingerprint(venv):
+    """Changes with every file that decides what is installed, and with the folder's place."""
+    digest = hashlib.sha256(os.path.abspath(venv).encode("utf-8"))
+    for name in INPUTS:
+        with open(os.path.join(ROOT, name), "rb") as file:
+            digest.update(file.read())
+    return digest.hexdigest()
+
+
+def stamp_path(venv, extras):
+    return os.path.join(venv, ".installed-" + ("-".join(extras) or "base"))
+
+
+def up_to_date(venv, extras, wanted):
+    """Whether these extras, perhaps among others, were installed from today's files."""
+    if not os.path.exists(python_in(venv)):
+        return False
+    for name in os.listdir(venv):
+        if not name.startswith(".installed-") or name.endswith(".part"):
+            continue
+        with open(os.path.join(venv, name)) as file:
+            if file.read().strip() == wanted and set(extras) <= set(name.split("-")[1:]):
+                return True
+    return False
+
+
+def write_stamp(venv, extras, text):
+    """Written last and moved into place, so that an interrupted set-up is done again."""
+    path = stamp_path(venv, extras)
+    with open(path + ".part", "w") as file:
+        file.write(text + "\n")
+    os.replace(path + ".part", path)
+
+
+class Progress:
+    """pip's hundreds of lines as one line that changes, or as a line now and then in a log."""
+
+    def __init__(self, every=10.0):
+        self.terminal = sys.stderr.isatty()
+        self.started = self.shown = time.time()
+        self.every = 0.1 if self.terminal else every
+        self.resolved = 0
+
+    def see(self, line):
+        text = line.strip()
+        if text.startswith(("Collecting ", "Requirement already satisfied: ")):
+            self.resolved += 1
+        elif not text.startswith(("Downloading ", "Building wheel", "Installing collected")):
+            return
+        now = time.time()
+        if now - self.shown < self.every and not text.startswith("Installing collected"):
+            return
+        self.shown = now
+        if text.startswith("Installing collected"):
+            text = "installing %d packages" % len(text.split(","))
+        else:
+            text = "%d packages looked at, %s" % (self.resolved, text.split("://")[0][:50])
+        line = "  %4.0f s  %s" % (now - self.started, text)
+        if self.terminal:
+            sys.stderr.write("\r\033[K" + line)
+            sys.stderr.flush()
+        else:
+            say(line)
+
+    def done(self):
+        if self.terminal:
+            sys.stderr.write("\r\033[K")
+            sys.stderr.flush()
+
+
+def run_pip(venv, arguments):
+    """Run pip; everything it says goes to a log, of which the end is shown when it fails."""
+    log_path = os.path.join(venv, "install.log")
+    environment = dict(os.environ, PIP_DISABLE_PIP_VERSION_CHECK="1", PYTHONUNBUFFERED="1")
+    command = [python_in(venv), "-m", "pip", "install", "--progress-bar", "off", *arguments]
+    progress, tail = Progress(), []
+    with open(log_path, "a", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            universal_newlines=True,
+            errors="replace",
+        )
+        for line in process.stdout:
+            log.write(line)
+            tail = [*tail[-14:], line]
+            progress.see(line)
+        code = process.wait()
+    progress.done()
+    if code:
+        sys.stderr.write("".join(tail))
+        raise SetupError(
+            "pip could not install the packages (the end of its output is above, all of it in %s): "
+            "check the network connection and run the same command again." % log_path
+        )
+
+
+def install(venv, extras):
+    started = time.time()
+    if version_of(python_in(venv)) is None or not suitable(version_of(python_in(venv))):
+        say("Making the virtual environment %s ..." % os.path.relpath(venv))
+        subprocess.check_call([sys.executable, "-m", "venv", "--clear", venv])
+    say("Installing the pinned packages into %s ..." % os.path.relpath(venv))
+    target = ".[%s]" % ",".join(extras) if extras else "."
+    run_pip(venv, ["-c", "constraints.txt", "-e", target])
+    say("The environment is ready (%.0f s)." % (time.time() - started))
+
+
+def main(arguments):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--venv", default=os.path.join(ROOT, ".venv"))
+    parser.add_argument("--extras", default="", help="extras of pyproject.toml, comma-separated")
+    options = parser.parse_args(arguments)
+    venv = os.path.abspath(options.venv)
+    extras = [extra for extra in options.extras.split(",") if extra]
+    wanted = fingerprint(venv)
+    if up_to_date(venv, extras, wanted):
+        return
+    use_suitable_python(arguments)
+    check_venv_module()
+    os.makedirs(os.path.dirname(venv), exist_ok=True)
+    with lock(venv + ".lock"):
+        if not up_to_date(venv, extras, wanted):  # the one we waited for may have done it
+            install(venv, extras)
+            write_stamp(venv, extras, wanted)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except SetupError as error:
+        say("Error: %s" % error)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        say("Stopped; the same command goes on from here.")
+        sys.exit(130)

@@ -1,0 +1,81 @@
+"""Run what `make test` runs, one phase after another, and say at the end how each one went.
+
+Later phases run even when an earlier one failed, so that one run tells everything. Arguments that
+are not options of this script go to pytest: `make test PYTEST_ARGS="-k rerank"`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTHON = sys.executable
+NO_TESTS_COLLECTED = 5
+CODE = ("utils", "tests", "tools")
+PYTEST = (PYTHON, "-m", "pytest", "--cov", "--cov-append", "--cov-report=")
+
+LINT: tuple[tuple[str, ...], ...] = (
+    (PYTHON, "-m", "ruff", "check", *CODE, "notebooks"),
+    (PYTHON, "-m", "ruff", "format", "--check", *CODE),
+    (PYTHON, "-m", "mypy"),
+)
+# Unit tests share nothing, so they run on all cores; the two others share one local server.
+SUITES: dict[str, tuple[str, ...]] = {
+    "unit": (*PYTEST, "tests/unit", "-n", "auto"),
+    "contract": (*PYTEST, "tests/contract"),
+    "notebooks": (*PYTEST, "tests/notebooks"),
+}
+PHASES = ("lint", *SUITES)
+
+
+def run(command: Sequence[str]) -> int:
+    """Run a command in the repository's root, shown as a person would type it."""
+    shown = ["python" if part == PYTHON else part for part in command]
+    print("$", " ".join(shown), flush=True)
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
+def run_phase(name: str, pytest_arguments: Sequence[str]) -> bool:
+    """Run one phase; true when all of it passed."""
+    if name == "lint":
+        return all([run(command) == 0 for command in LINT])  # a list: each of them, always
+    if not (ROOT / "tests" / name).is_dir():
+        print(f"tests/{name} is not there: nothing to run")
+        return False
+    code = run([*SUITES[name], *pytest_arguments])
+    selected = bool(pytest_arguments)
+    return code == 0 or (selected and code == NO_TESTS_COLLECTED)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the phases and print the summary; 0 when all of them passed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", action="append", choices=PHASES, help="may be given repeatedly")
+    options, pytest_arguments = parser.parse_known_args(arguments)
+    phases = [phase for phase in PHASES if not options.only or phase in options.only]
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    if set(phases) & set(SUITES):
+        run([PYTHON, "-m", "coverage", "erase"])
+    summary: list[tuple[str, bool, float]] = []
+    for phase in phases:
+        print(f"\n===== {phase} =====", flush=True)
+        started = time.monotonic()
+        passed = run_phase(phase, pytest_arguments)
+        summary.append((phase, passed, time.monotonic() - started))
+    if set(phases) & set(SUITES):
+        print("\n===== coverage of utils/ =====", flush=True)
+        run([PYTHON, "-m", "coverage", "report"])
+    print("\n===== summary =====")
+    for phase, passed, seconds in summary:
+        print(f"{phase:<10} {'passed' if passed else 'FAILED'} {seconds:7.1f} s")
+    return 0 if all(passed for _, passed, _ in summary) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

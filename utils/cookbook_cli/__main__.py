@@ -1,0 +1,69 @@
+"""Entry point: user mistakes become one sentence and exit code 2, the rest keeps its traceback."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+import typer
+
+from cookbook_cli.app import app
+from nim_cookbook.errors import CookbookError
+
+EXIT_USER_MISTAKE = 2
+EXIT_INTERRUPTED = 130
+
+
+def _sentence(error: Exception) -> str | None:
+    """What to show of an error that the user caused; None for an error of ours."""
+    if isinstance(error, CookbookError):
+        return str(error)
+    format_message = getattr(error, "format_message", None)  # Typer's own usage errors
+    if format_message is None:
+        return None
+    return f"{format_message()} (see `nim-cookbook --help`)"
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Let a polite kill clean up as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: What follows the command's name; those of this process when left out.
+
+    Returns:
+        0 when all went well, 1 when a recipe or a check failed, 2 for a user mistake, 130 after
+        Ctrl-C.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    # Outside the main thread somebody embeds us, and signals are theirs.
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGTERM, _stop)
+    try:
+        code = app(given, prog_name="nim-cookbook", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:  # `nim-cookbook doctor | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
+        print(f"Error: {sentence}", file=sys.stderr)
+        return EXIT_USER_MISTAKE
+    if code == EXIT_INTERRUPTED:  # Typer, too, makes this of Ctrl-C
+        print("Stopped; everything that this command started is stopped too.", file=sys.stderr)
+    return code if isinstance(code, int) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

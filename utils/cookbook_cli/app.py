@@ -1,0 +1,227 @@
+"""The commands of `nim-cookbook` and their options; the work is done in the modules beside it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from cookbook_cli import version
+from cookbook_cli.connection import Mode
+from nim_cookbook.errors import ConfigurationError
+
+app = typer.Typer(
+    name="nim-cookbook",
+    help="Run the recipes of the NIM RAG Cookbook, and the local endpoints behind them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # an unexpected error keeps Python's own traceback
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+WeightSet = Literal["small", "better"]
+ModelOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="FILE|URL#sha256=HEX", help="Other weights for this role."),
+]
+PortBase = Annotated[
+    int | None,
+    typer.Option(
+        min=1024,
+        max=65530,
+        help="First of the ports: chat +0, embedding +1, reranking +2, catalog +3. [default: 8000]",
+    ),
+]
+Endpoints = Annotated[
+    Mode | None,
+    typer.Option(help="Where the endpoints are. [default: COOKBOOK_ENDPOINTS, else local]"),
+]
+Notebooks = Annotated[
+    Path | None, typer.Option(help="Folder of the notebooks, when it is not found by itself.")
+]
+
+
+def _console() -> Console:
+    """Return a console that is as wide as the terminal, and wide enough for the table in a log."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"nim-cookbook {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    """Run the recipes of the NIM RAG Cookbook, and the local endpoints behind them."""
+
+
+@app.command()
+def serve(
+    port_base: PortBase = None,
+    host: Annotated[
+        str, typer.Option(help="Address to bind; other than loopback needs COOKBOOK_LOCAL_KEY.")
+    ] = "127.0.0.1",
+    models: Annotated[WeightSet, typer.Option(help="Which weights to serve.")] = "small",
+    chat_model: ModelOption = None,
+    embedding_model: ModelOption = None,
+    reranking_model: ModelOption = None,
+    env: Annotated[
+        bool, typer.Option("--env", help="Print export lines for endpoints that already run.")
+    ] = False,
+) -> int:
+    """Run the local endpoints in the foreground, until Ctrl-C.
+
+    Examples:
+
+        nim-cookbook serve
+
+        nim-cookbook serve --port-base 9000 --models better
+
+        nim-cookbook serve --chat-model ~/models/another.gguf
+
+        eval "$(nim-cookbook serve --env)"
+    """
+    if env:
+        from cookbook_cli.serve import export_lines, running
+
+        typer.echo("\n".join(export_lines(running(port_base))))
+        return 0
+    from local_endpoints.options import ServeOptions
+    from local_endpoints.server import main as serve_until_stopped
+    from nim_cookbook import local
+
+    return serve_until_stopped(
+        ServeOptions(
+            host=host,
+            port_base=local.port_base() if port_base is None else port_base,
+            models=models,
+            chat_model=chat_model or [],
+            embedding_model=embedding_model or [],
+            reranking_model=reranking_model or [],
+        )
+    )
+
+
+@app.command()
+def run(
+    recipes: Annotated[
+        list[str] | None, typer.Argument(help="Numbers, such as 01 02. [default: all]")
+    ] = None,
+    endpoints: Endpoints = None,
+    output: Annotated[Path, typer.Option(help="Folder for the executed notebooks.")] = Path(
+        "executed"
+    ),
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write a dated record of the run to this file.")
+    ] = None,
+    store: Annotated[
+        bool, typer.Option("--store", help="Also store cleaned outputs in the notebooks.")
+    ] = False,
+    notebooks: Notebooks = None,
+    timeout: Annotated[int, typer.Option(min=1, help="Seconds that one cell may take.")] = 600,
+) -> int:
+    """Execute recipes from the first cell to the last, and show what they measured.
+
+    Examples:
+
+        nim-cookbook run
+
+        nim-cookbook run 01 02
+
+        nim-cookbook run 01 --endpoints hosted --json results.json
+    """
+    _need_jupyter()
+    from cookbook_cli.run import RunOptions
+    from cookbook_cli.run import run as run_recipes
+
+    options = RunOptions(
+        wanted=tuple(recipes or ()),
+        mode=endpoints,
+        output=output,
+        json_file=json_file,
+        store=store,
+        notebooks=notebooks,
+        timeout=timeout,
+    )
+    return run_recipes(options, _console())
+
+
+@app.command()
+def doctor(
+    port_base: PortBase = None,
+) -> int:
+    """Tell what is installed, which weights are there, what answers, and what is missing.
+
+    Example:
+
+        nim-cookbook doctor
+    """
+    from cookbook_cli.doctor import examine
+
+    if port_base is not None:
+        os.environ["COOKBOOK_PORT_BASE"] = str(port_base)
+    return examine(_console())
+
+
+@app.command()
+def fetch(
+    models: Annotated[WeightSet, typer.Option(help="Which weights to fetch.")] = "small",
+    force: Annotated[
+        bool, typer.Option("--force", help="Fetch them again, even if they are there.")
+    ] = False,
+) -> int:
+    """Fetch the weights of the local models and check them, for working offline later.
+
+    Examples:
+
+        nim-cookbook fetch
+
+        nim-cookbook fetch --models better
+    """
+    from cookbook_cli.fetch import fetch as fetch_weights
+
+    return fetch_weights(models, force, _console())
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def lab(
+    context: typer.Context,
+    endpoints: Endpoints = None,
+    port_base: PortBase = None,
+    notebooks: Notebooks = None,
+) -> int:
+    """Open JupyterLab with the local endpoints running; other options go to JupyterLab.
+
+    Examples:
+
+        nim-cookbook lab
+
+        nim-cookbook lab --no-browser --port 8888
+    """
+    from cookbook_cli.lab import lab as run_lab
+    from cookbook_cli.recipes import find_notebooks
+
+    if port_base is not None:
+        os.environ["COOKBOOK_PORT_BASE"] = str(port_base)
+    return run_lab(find_notebooks(notebooks), endpoints, context.args)
+
+
+def _need_jupyter() -> None:
+    missing = [m for m in ("nbclient", "nbformat", "ipykernel") if not importlib.util.find_spec(m)]
+    if missing:
+        raise ConfigurationError(
+            f"Running recipes needs {', '.join(missing)}: run "
+            "`pip install 'nim-rag-cookbook[notebooks]'`."
+        )

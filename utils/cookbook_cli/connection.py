@@ -1,0 +1,57 @@
+"""The endpoints that all recipes of one run share, and what to call their answers by."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from nim_cookbook.endpoints import Endpoints
+
+
+# Where the endpoints are: the values of COOKBOOK_ENDPOINTS.
+Mode = Literal["local", "hosted", "self-hosted"]
+
+
+@contextlib.contextmanager
+def connected(mode: Mode | None = None) -> Iterator[Endpoints]:
+    """Connect once for all recipes; the kernels inherit the settings through the environment.
+
+    Local servers that already run are used as they are; otherwise they are started here and stopped
+    at the end. In hosted mode the key is asked for now, not in the middle of a recipe.
+
+    Args:
+        mode: Overrides COOKBOOK_ENDPOINTS.
+
+    Raises:
+        CookbookError: A setting is wrong, a key is missing, or the servers do not start.
+    """
+    from nim_cookbook import endpoints  # what it imports is slow, and `--help` needs none of it
+
+    if mode is not None:
+        os.environ["COOKBOOK_ENDPOINTS"] = mode
+    connection = endpoints.connect()
+    try:
+        if connection.mode == "local":
+            # The block of ports may not be the one that was asked for; the kernels must find it.
+            os.environ["COOKBOOK_PORT_BASE"] = str(port_base(connection))
+        yield connection
+    finally:
+        connection.close()
+
+
+def port_base(connection: Endpoints) -> int:
+    """Return the chat server's port, on which the other servers' ports are counted; 0 if none."""
+    return (urlsplit(connection.chat.url).port or 0) if connection.mode == "local" else 0
+
+
+def caption(weights: Mapping[str, str]) -> str:
+    """Return the line under a table that says which weights answered.
+
+    Args:
+        weights: Role -> weights, as `Endpoints.weights` tells them.
+    """
+    return "Answered by: " + "; ".join(f"{role}: {what}" for role, what in weights.items())

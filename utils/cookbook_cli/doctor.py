@@ -1,0 +1,213 @@
+"""`nim-cookbook doctor`: what is installed, reachable and missing, in one screen."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cookbook_cli import version
+from cookbook_cli.fetch import of_set
+from cookbook_cli.results import versions
+from local_endpoints import ports
+from local_endpoints import weights as store
+from local_endpoints.options import PORT_OFFSETS
+from nim_cookbook import endpoints, keys, local
+from nim_cookbook.errors import CookbookError
+from nim_cookbook.models import Weights
+
+NEEDED = (
+    "haystack-ai",
+    "nvidia-haystack",
+    "llama-index-core",
+    "llama-index-llms-nvidia",
+    "llama-index-postprocessor-nvidia-rerank",
+    "openai",
+    "xllamacpp",
+    "onnxruntime",
+    "nbclient",
+    "ipykernel",
+)
+INSTALL = "pip install 'nim-rag-cookbook[notebooks]'"
+START = "nim-cookbook serve"
+FETCH = "nim-cookbook fetch"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the screen.
+
+    Attributes:
+        area: What it is about.
+        text: What was found; never a key.
+        mend: The command or the step that mends it; empty when all is well.
+        blocking: Whether it keeps the recipes from running.
+    """
+
+    area: str
+    text: str
+    mend: str = ""
+    blocking: bool = False
+
+
+def examine(console: Console) -> int:
+    """Show all findings.
+
+    Returns:
+        0 when the recipes can run, 1 when something is missing.
+    """
+    findings = [finding for look in LOOKS for finding in _guarded(look)]
+    table = Table(title=f"nim-cookbook {version()}", show_header=False, title_justify="left")
+    table.add_column("state", no_wrap=True)
+    table.add_column("area", no_wrap=True)
+    table.add_column("found", overflow="fold")
+    for finding in findings:
+        table.add_row(_state(finding), finding.area, _found(finding))
+    console.print(table)
+    blocking = [finding for finding in findings if finding.blocking]
+    if blocking:
+        missing = ", ".join(dict.fromkeys(finding.area for finding in blocking))
+        console.print(f"Missing: {missing}. The lines that begin with -> say how to mend it.")
+    else:
+        console.print("Nothing is missing: the recipes can run (`nim-cookbook run`).")
+    return 1 if blocking else 0
+
+
+def _guarded(look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """Turn a wrong setting into a line of the screen, so that the other lines still come."""
+    try:
+        yield from look()
+    except CookbookError as error:
+        yield Finding("settings", str(error), "see the sentence itself", blocking=True)
+
+
+def _state(finding: Finding) -> Text:
+    if finding.blocking:
+        return Text("missing", style="red")
+    return Text("note", style="yellow") if finding.mend else Text("ok", style="green")
+
+
+def _found(finding: Finding) -> Text:
+    text = Text(finding.text)
+    if finding.mend:
+        text.append(f"\n-> {finding.mend}", style="bold")
+    return text
+
+
+def _python() -> Iterator[Finding]:
+    supported = (3, 11) <= sys.version_info[:2] < (3, 14)
+    mend = "" if supported else "use Python 3.11, 3.12 or 3.13"
+    yield Finding("Python", f"{platform.python_version()} in {sys.prefix}", mend, not supported)
+
+
+def _packages() -> Iterator[Finding]:
+    found = versions(NEEDED)
+    listed = [f"{name} {number}" for name, number in found.items()]
+    yield Finding("packages", ", ".join(listed) or "none of those needed")
+    missing = [name for name in NEEDED if name not in found]
+    if missing:
+        yield Finding("packages", f"not installed: {', '.join(missing)}", INSTALL, blocking=True)
+
+
+def _mode() -> Iterator[Finding]:
+    yield Finding("mode", f"{endpoints.mode()} (COOKBOOK_ENDPOINTS)")
+
+
+def _keys() -> Iterator[Finding]:
+    needed = endpoints.mode() == "hosted"
+    key = keys.find_key(keys.NVIDIA_KEY)
+    if key is None:
+        mend = f"put a key from {keys.KEY_PAGE} into {keys.NVIDIA_KEY}" if needed else ""
+        why = "" if needed else ", and not needed in this mode"
+        yield Finding("key", f"{keys.NVIDIA_KEY} is not set{why}", mend, blocking=needed)
+    elif keys.is_real_key(key):
+        yield Finding("key", f"{keys.NVIDIA_KEY} is set (not shown)")
+    else:
+        text = f"{keys.NVIDIA_KEY} is set, but not to a key of NVIDIA's (not shown)"
+        mend = f"put a key from {keys.KEY_PAGE} into it" if needed else ""
+        yield Finding("key", text, mend, blocking=needed)
+
+
+def _weights() -> Iterator[Finding]:
+    needed = endpoints.mode() == "local"
+    for weights in of_set("small"):
+        yield _weights_finding(weights, needed)
+
+
+def _weights_finding(weights: Weights, needed: bool) -> Finding:
+    folder = store.folder_of(weights)
+    if not all((folder / file.name).is_file() for file in weights.files):
+        return Finding("weights", f"{weights.description}: not fetched yet", FETCH, needed)
+    try:
+        store.ensure(weights, report=lambda line: None)
+    except CookbookError as error:
+        return Finding("weights", str(error), f"{FETCH} --force", needed)
+    return Finding("weights", f"{weights.description}: in the cache and verified")
+
+
+def _servers() -> Iterator[Finding]:
+    if endpoints.mode() == "local":
+        yield from _local_servers()
+    else:
+        yield from _other_servers()
+
+
+def _local_servers() -> Iterator[Finding]:
+    server = local.find_running()
+    if server is None:
+        yield from _ports(local.port_base())
+        return
+    os.environ["COOKBOOK_PORT_BASE"] = str(server.port_base)
+    found = endpoints.connect(start=False)
+    for role, weights in found.weights.items():
+        yield Finding("servers", f"{role} at {server.urls[role]}: {weights}")
+    yield Finding("servers", f"catalog at {server.urls['catalog']}: all three, with a key")
+
+
+def _ports(base: int) -> Iterator[Finding]:
+    taken = [
+        f"{base + offset} by {who}"
+        for offset in PORT_OFFSETS.values()
+        if (who := _who(base + offset))
+    ]
+    last = base + max(PORT_OFFSETS.values())
+    if taken:
+        text = f"not running, and ports are taken: {', '.join(taken)}"
+        yield Finding("servers", text, f"{START} --port-base {base + 1000}")
+    else:
+        text = f"not running; started when needed, ports {base} to {last} are free"
+        yield Finding("servers", text)
+
+
+def _who(port: int) -> str:
+    """Return who holds a port, `somebody` when that cannot be told, or nothing when it is free."""
+    if local._is_free(port):
+        return ""
+    return ports.holder(port) or "somebody"
+
+
+def _other_servers() -> Iterator[Finding]:
+    if endpoints.mode() == "hosted" and not keys.find_key(keys.NVIDIA_KEY):
+        return  # said already; and nobody is asked for a key here
+    check = endpoints.connect(start=False).check()
+    for row in check.frame.to_dict("records"):
+        works = row["ready"] == "yes"
+        text = f"{row['role']} at {row['url']}: {row['model id']}, ready: {row['ready']}"
+        mend = "" if works else "correct the setting, or start that server"
+        yield Finding("servers", text, mend, blocking=not works)
+
+
+LOOKS: tuple[Callable[[], Iterator[Finding]], ...] = (
+    _python,
+    _packages,
+    _mode,
+    _keys,
+    _weights,
+    _servers,
+)

@@ -1,0 +1,116 @@
+"""Which recipes there are (`notebooks/recipes.toml`), and which of them the user asked for."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nim_cookbook.errors import ConfigurationError, DataError
+
+INDEX = "recipes.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One entry of `recipes.toml`.
+
+    Attributes:
+        number: Two digits, as in the file's name.
+        file: The notebook's file name.
+        title: Its heading.
+        level: For whom it is: `beginner`, `intermediate` or `advanced`.
+        minutes: Reading and running, for somebody new to it.
+        packages: What it teaches, by distribution name.
+        endpoints: The roles that it calls.
+        measures: What it measures, in words.
+    """
+
+    number: str
+    file: str
+    title: str
+    level: str
+    minutes: int
+    packages: tuple[str, ...]
+    endpoints: tuple[str, ...]
+    measures: tuple[str, ...]
+
+
+def find_notebooks(given: Path | None = None) -> Path:
+    """Return the folder of the notebooks.
+
+    Args:
+        given: What the user named; otherwise `notebooks` in the current folder or one above it,
+            or that of the clone that this package was installed from.
+
+    Raises:
+        ConfigurationError: There is none.
+    """
+    if given is not None:
+        candidates = [given]
+    else:
+        here = Path.cwd()
+        clone = Path(__file__).resolve().parents[2]
+        candidates = [folder / "notebooks" for folder in (here, *here.parents, clone)]
+    for folder in candidates:
+        if (folder / INDEX).is_file():
+            return folder
+    if given is not None:
+        raise ConfigurationError(f"There is no {INDEX} in {given}: name the folder that holds it.")
+    raise ConfigurationError(
+        "No notebooks folder was found here or above: run this inside a clone of the cookbook, "
+        "or name the folder with --notebooks."
+    )
+
+
+def load(folder: Path) -> list[Recipe]:
+    """Read the index of the recipes.
+
+    Raises:
+        DataError: It cannot be read, or an entry is incomplete.
+    """
+    path = folder / INDEX
+    try:
+        entries = tomllib.loads(path.read_text(encoding="utf-8"))["recipe"]
+        return [_recipe(entry) for entry in entries]
+    except (OSError, KeyError, TypeError, tomllib.TOMLDecodeError) as error:
+        raise DataError(f"{path} cannot be used ({error}): restore it from the clone.") from error
+
+
+def _recipe(entry: dict[str, object]) -> Recipe:
+    values = {key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()}
+    return Recipe(**values)  # type: ignore[arg-type]
+
+
+def select(recipes: Sequence[Recipe], wanted: Sequence[str]) -> list[Recipe]:
+    """Return the wanted recipes in the cookbook's order; all of them when none is named.
+
+    Args:
+        recipes: All there are.
+        wanted: Numbers (`1`, `01`) or file names, in any order.
+
+    Raises:
+        ConfigurationError: One of them does not exist.
+    """
+    chosen = set()
+    for name in wanted:
+        number = name.zfill(2) if name.isdecimal() else name
+        match = [r for r in recipes if number == r.number or Path(number).stem == Path(r.file).stem]
+        if not match:
+            known = ", ".join(recipe.number for recipe in recipes)
+            raise ConfigurationError(f"There is no recipe {name!r}: choose among {known}.")
+        chosen.add(match[0].number)
+    return [recipe for recipe in recipes if not chosen or recipe.number in chosen]
+
+
+def notebook_path(folder: Path, recipe: Recipe) -> Path:
+    """Return where a recipe's notebook is.
+
+    Raises:
+        DataError: The file is missing.
+    """
+    path = folder / recipe.file
+    if not path.is_file():
+        raise DataError(f"Recipe {recipe.number} is listed but {path} is missing: restore it.")
+    return path

@@ -1,0 +1,185 @@
+"""What running a recipe gave: counts, time, measures, the error; as a table and as JSON."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from nbformat import NotebookNode
+from rich.table import Table
+from rich.text import Text
+
+from cookbook_cli.recipes import Recipe
+
+MEASURE_MIME = "application/vnd.nim-cookbook.measure+json"
+VERSIONED = (
+    "haystack-ai",
+    "nvidia-haystack",
+    "llama-index-core",
+    "llama-index-llms-nvidia",
+    "llama-index-postprocessor-nvidia-rerank",
+    "openai",
+    "xllamacpp",
+    "onnxruntime",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A number that a recipe reported.
+
+    Attributes:
+        name: What was measured.
+        value: The number, or a short text.
+        unit: Its unit, or an empty string.
+        weights: The weights it is about, or an empty string.
+    """
+
+    name: str
+    value: float | int | str
+    unit: str = ""
+    weights: str = ""
+
+    def __str__(self) -> str:
+        """Return the measure as a line of the table."""
+        value = f"{self.value:.3g}" if isinstance(self.value, float) else str(self.value)
+        return f"{self.name}: {value}{' ' if self.unit else ''}{self.unit}"
+
+
+@dataclass(slots=True)
+class RecipeResult:
+    """How one recipe went.
+
+    Attributes:
+        recipe: The entry in the index.
+        cells: Code cells in the notebook.
+        cells_run: Code cells that ran without an error.
+        seconds: Wall-clock time, with the start of the kernel.
+        executed: Where the executed notebook was written.
+        failed_cell: Its number among the code cells, from 1; None when all ran.
+        error: The failing cell's error in one sentence.
+        measures: What the recipe reported.
+    """
+
+    recipe: Recipe
+    cells: int = 0
+    cells_run: int = 0
+    seconds: float = 0.0
+    executed: Path | None = None
+    failed_cell: int | None = None
+    error: str = ""
+    measures: list[Measure] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every cell ran."""
+        return not self.error
+
+
+def measures(notebook: NotebookNode) -> list[Measure]:
+    """Collect what the cells of an executed notebook reported through `display.measured`."""
+    found = []
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {}).get(MEASURE_MIME)
+            if isinstance(data, dict) and "name" in data and "value" in data:
+                known = {
+                    key: data[key] for key in ("name", "value", "unit", "weights") if key in data
+                }
+                found.append(Measure(**known))
+    return found
+
+
+def table(results: Sequence[RecipeResult], caption: str) -> Table:
+    """Return the table that closes a run.
+
+    Args:
+        results: One a recipe.
+        caption: Names the weights that answered.
+    """
+    shown = Table(title="Recipes", caption=caption, caption_justify="left", expand=False)
+    shown.add_column("Recipe")
+    shown.add_column("Cells", justify="right", no_wrap=True)
+    shown.add_column("Seconds", justify="right", no_wrap=True)
+    shown.add_column("What was measured")
+    shown.add_column("Result", no_wrap=True)
+    for result in results:
+        shown.add_row(
+            f"{result.recipe.number} {result.recipe.title}",
+            f"{result.cells_run}/{result.cells}",
+            f"{result.seconds:.1f}",
+            Text("\n".join(map(str, result.measures)) or "-"),
+            Text("passed", style="green") if result.passed else Text(_failure(result), style="red"),
+        )
+    return shown
+
+
+def _failure(result: RecipeResult) -> str:
+    return "failed" if result.failed_cell is None else f"failed in cell {result.failed_cell}"
+
+
+def report(
+    results: Sequence[RecipeResult], mode: str, answers: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return the dated record of a run, ready for JSON; it holds no key and no absolute path."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "mode": mode,
+        "weights": dict(answers),
+        "python": platform.python_version(),
+        "packages": versions(VERSIONED),
+        "recipes": [_record(result) for result in results],
+    }
+
+
+def _record(result: RecipeResult) -> dict[str, Any]:
+    return {
+        "number": result.recipe.number,
+        "file": result.recipe.file,
+        "title": result.recipe.title,
+        "result": "passed" if result.passed else "failed",
+        "cells": result.cells,
+        "cells_run": result.cells_run,
+        "seconds": round(result.seconds, 2),
+        "failed_cell": result.failed_cell,
+        "error": result.error,
+        "measures": [asdict(measure) for measure in result.measures],
+    }
+
+
+def versions(distributions: Sequence[str]) -> dict[str, str]:
+    """Return the installed version of each distribution; missing ones are left out."""
+    found = {}
+    for name in distributions:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON in one move, so that nobody reads half a file."""
+    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file in one move.
+
+    Raises:
+        OSError: The folder cannot be made or written to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

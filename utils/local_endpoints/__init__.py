@@ -1,0 +1,1 @@
+"""NIM-compatible servers on loopback, in front of small real models. Notebooks never import it."""

@@ -1,0 +1,34 @@
+"""``python -m local_endpoints``: the servers alone, as the helper package starts them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from local_endpoints.options import ServeOptions
+
+
+def parse(arguments: list[str] | None = None) -> ServeOptions:
+    """Return the options given on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m local_endpoints", description=__doc__)
+    defaults = ServeOptions()
+    parser.add_argument("--host", default=defaults.host)
+    parser.add_argument("--port-base", type=int, default=defaults.port_base)
+    parser.add_argument("--models", choices=("small", "better"), default=defaults.models)
+    for role in ("chat", "embedding", "reranking"):
+        parser.add_argument(
+            f"--{role}-model", action="append", default=[], metavar="FILE|URL#sha256="
+        )
+    parser.add_argument("--stop-with-stdin", action="store_true")
+    return ServeOptions(**vars(parser.parse_args(arguments)))
+
+
+if __name__ == "__main__":
+    options = parse()
+    from local_endpoints.server import main  # after parsing, so that --help is quick
+
+    code = main(options)
+    # llama.cpp's threads may still wind down; everything of ours is closed by now.
+    sys.stderr.flush()
+    os._exit(code)

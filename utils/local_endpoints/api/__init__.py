@@ -1,0 +1,1 @@
+"""The HTTP faces: one FastAPI application per NIM, and one for the API catalog."""

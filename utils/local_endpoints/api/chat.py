@@ -1,0 +1,308 @@
+"""Routes of the chat NIM: chat completions and text completions, whole or streamed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
+
+from local_endpoints.api.common import FastJSONResponse, until_disconnect
+from local_endpoints.api.errors import ApiError
+from local_endpoints.api.metrics import Metrics
+from local_endpoints.api.schemas import (
+    DEFAULT_MAX_TOKENS,
+    ChatRequest,
+    CompletionRequest,
+    Message,
+    NvExt,
+    Sampling,
+)
+from local_endpoints.api.service import RoleService
+from local_endpoints.engines import tools as tool_calls
+from local_endpoints.engines.chat import ChatEngine, EngineRefusal, PromptTooLong
+
+Json = dict[str, Any]
+Service = RoleService[ChatEngine]
+
+# Fields that llama.cpp takes under the same name.
+PASSED_ON = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "n",
+    "seed",
+    "frequency_penalty",
+    "presence_penalty",
+)
+
+
+def _guided(body: Sampling) -> tuple[Json | None, list[str] | None]:
+    """Return the schema and the choices that guided decoding was asked to follow.
+
+    Raises:
+        ApiError: Both were given, or the schema is no JSON object.
+    """
+    extension = body.nvext or NvExt()
+    schema = body.guided_json if body.guided_json is not None else extension.guided_json
+    choices = body.guided_choice if body.guided_choice is not None else extension.guided_choice
+    if schema is not None and choices is not None:
+        raise ApiError(400, "Give guided_json or guided_choice, not both.")
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except json.JSONDecodeError as error:
+            raise ApiError(400, f"guided_json is not valid JSON: {error}.") from error
+    if schema is not None and not isinstance(schema, dict):
+        raise ApiError(400, "guided_json must be a JSON schema, that is a JSON object.")
+    if choices is not None and (not choices or not all(choices)):
+        raise ApiError(400, "guided_choice must list at least one choice, none of them empty.")
+    return schema, choices
+
+
+def choice_grammar(choices: list[str]) -> str:
+    """Return a GBNF grammar that admits exactly the given strings."""
+    return "root ::= " + " | ".join(_literal(choice) for choice in choices)
+
+
+def _literal(text: str) -> str:
+    escaped = "".join(
+        f"\\x{ord(char):02X}" if ord(char) < 32 else f"\\{char}" if char in '"\\' else char
+        for char in text
+    )
+    return f'"{escaped}"'
+
+
+def _sampling(body: Sampling, limit: int | None, context: int) -> Json:
+    """Return the fields of llama.cpp's request that chat and text completions share."""
+    if limit is not None and limit > context:
+        raise ApiError(
+            422, f"Invalid value at 'max_tokens': {limit} is over this model's {context} tokens."
+        )
+    request: Json = {
+        name: getattr(body, name) for name in PASSED_ON if getattr(body, name) is not None
+    }
+    request["model"] = body.model
+    request["max_tokens"] = limit or min(DEFAULT_MAX_TOKENS, context)
+    request["stop"] = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    if body.repetition_penalty is not None:
+        request["repeat_penalty"] = body.repetition_penalty
+    schema, choices = _guided(body)
+    if schema is not None:
+        request["json_schema"] = schema
+    if choices is not None:
+        request["grammar"] = choice_grammar(choices)
+    if body.stream_options is not None and not body.stream:
+        raise ApiError(400, "stream_options is only allowed when stream is true.")
+    return request
+
+
+def _message(message: Message) -> Json:
+    """Return a message as llama.cpp takes it: text parts joined, OpenAI's newer role mapped."""
+    content = message.content
+    if isinstance(content, list):
+        content = "\n".join(part.text for part in content)
+    plain = message.model_dump(exclude_none=True)
+    plain["content"] = content
+    plain["role"] = "system" if message.role == "developer" else message.role
+    return plain
+
+
+def _response_format(body: ChatRequest) -> Json | None:
+    asked = body.response_format
+    if asked is None or asked.type == "text":
+        return None
+    if asked.type == "json_schema" and asked.json_schema is None:
+        raise ApiError(422, "Invalid value at 'response_format': json_schema is missing.")
+    if _guided(body) != (None, None):
+        raise ApiError(400, "Give response_format or guided decoding, not both.")
+    return asked.model_dump(by_alias=True, exclude_none=True)
+
+
+class ChatTranslator:
+    """Turns one chat request into llama.cpp's, and llama.cpp's answer into the one to send."""
+
+    def __init__(self, body: ChatRequest, engine: ChatEngine) -> None:
+        limit = body.max_completion_tokens or body.max_tokens
+        self.request = _sampling(body, limit, engine.context)
+        shape = _response_format(body)
+        if shape is not None:
+            self.request["response_format"] = shape
+        if body.logprobs:
+            self.request.update(logprobs=True, top_logprobs=body.top_logprobs or 0)
+        elif body.top_logprobs is not None:
+            raise ApiError(400, "top_logprobs is only allowed when logprobs is true.")
+        if body.chat_template_kwargs:
+            self.request["chat_template_kwargs"] = body.chat_template_kwargs
+        self.by_schema = False
+        self._add_messages(body, engine)
+
+    def _add_messages(self, body: ChatRequest, engine: ChatEngine) -> None:
+        messages = [_message(message) for message in body.messages]
+        if engine.weights.system and all(message["role"] != "system" for message in messages):
+            messages.insert(0, {"role": "system", "content": engine.weights.system})
+        tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []]
+        if body.tool_choice not in (None, "none") and not tools:
+            raise ApiError(400, "tool_choice is only allowed when tools are given.")
+        if body.tool_choice == "none":
+            tools = []
+        if engine.template_knows_tools:
+            self.request["messages"] = messages
+            if tools:
+                self.request.update(tools=tools, parallel_tool_calls=body.parallel_tool_calls)
+                if body.tool_choice is not None:
+                    choice = body.tool_choice
+                    named = choice if isinstance(choice, str) else choice.model_dump()
+                    self.request["tool_choice"] = named
+            return
+        choice = body.tool_choice
+        try:
+            callable_tools, required = tool_calls.select(
+                tools, choice if isinstance(choice, str | None) else choice.model_dump()
+            )
+            self.request["messages"] = tool_calls.as_plain_messages(messages, callable_tools)
+        except ValueError as error:
+            raise ApiError(400, f"Invalid tool call: {error}.") from error
+        if not callable_tools:
+            return
+        if self.request.keys() & {"response_format", "grammar", "json_schema"}:
+            raise ApiError(400, "This model takes tools or a response format, not both at once.")
+        schema = tool_calls.answer_schema(callable_tools, required, body.parallel_tool_calls)
+        self.request["response_format"] = {"type": "json_schema", "json_schema": {"schema": schema}}
+        self.by_schema = True
+
+    def whole(self, answer: Json) -> Json:
+        """Return the answer to send."""
+        if self.by_schema:
+            for choice in answer["choices"]:
+                text, calls = tool_calls.parse_answer(choice["message"]["content"] or "")
+                choice["message"]["content"] = text or None
+                if calls:
+                    choice["message"]["tool_calls"] = calls
+                    choice["finish_reason"] = "tool_calls"
+        return answer
+
+
+async def _one_chunk(answer: Json) -> AsyncIterator[Json]:
+    """Yield a whole answer as a stream: its deltas, its finish, its usage.
+
+    Used for tool calls that are read out of a JSON answer, which is only known at its end.
+    """
+    head = {key: answer[key] for key in ("id", "created", "model", "system_fingerprint")}
+    head["object"] = "chat.completion.chunk"
+    for choice in answer["choices"]:
+        delta = dict(choice["message"])
+        delta["content"] = delta["content"] or ""
+        for index, call in enumerate(delta.get("tool_calls", [])):
+            call["index"] = index
+        yield {
+            **head,
+            "choices": [{"index": choice["index"], "delta": delta, "finish_reason": None}],
+        }
+        finish = {"index": choice["index"], "delta": {}, "finish_reason": choice["finish_reason"]}
+        yield {**head, "choices": [finish]}
+    yield {**head, "choices": [], "usage": answer["usage"]}
+
+
+def _client_error(error: Exception, context: int) -> ApiError:
+    if isinstance(error, PromptTooLong):
+        return ApiError(
+            400,
+            f"This model's maximum context length is {context} tokens, but the input has "
+            f"{error.tokens}; shorten it.",
+        )
+    return ApiError(400, f"The model's engine cannot do that: {error}.")
+
+
+def router(service: Service, metrics: Metrics) -> APIRouter:
+    """Return the chat routes over `service`."""
+    routes = APIRouter(prefix="/v1", tags=["chat"])
+
+    def count(usage: Json) -> None:
+        metrics.prompt_tokens.labels("chat").inc(usage["prompt_tokens"])
+        metrics.generated_tokens.inc(usage["completion_tokens"])
+
+    async def whole(request: Request, answer: Coroutine[Any, Any, Json]) -> Response:
+        engine = service.require_engine()
+        with metrics.request("chat"):
+            try:
+                result = await until_disconnect(request, answer)
+            except (PromptTooLong, EngineRefusal) as error:
+                raise _client_error(error, engine.context) from error
+            count(result["usage"])
+        return FastJSONResponse(result)
+
+    async def streamed(request: Request, chunks: AsyncIterator[Json], with_usage: bool) -> Response:
+        """Answer with server-sent events; an error before the first token is a plain error."""
+        engine = service.require_engine()
+        began = time.perf_counter()
+        try:
+            first = await until_disconnect(request, _next(chunks))
+        except (PromptTooLong, EngineRefusal) as error:
+            metrics.failure.labels("chat").inc()
+            raise _client_error(error, engine.context) from error
+        metrics.first_token.observe(time.perf_counter() - began)
+
+        async def events() -> AsyncIterator[bytes]:
+            with metrics.request("chat"):
+                chunk: Json | None = first
+                while chunk is not None:
+                    usage = chunk.get("usage")
+                    if usage:
+                        count(usage)
+                    if with_usage or chunk["choices"]:
+                        yield b"data: " + orjson.dumps(chunk) + b"\n\n"
+                    chunk = await anext(chunks, None)
+                yield b"data: [DONE]\n\n"
+
+        return StreamingResponse(
+            events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
+        )
+
+    @routes.post("/chat/completions", response_model=None)
+    async def chat_completions(body: ChatRequest, request: Request) -> Response:
+        """Answer a chat, whole or as server-sent events."""
+        service.check(body.model)
+        engine = service.require_engine()
+        translator = ChatTranslator(body, engine)
+        path = "/v1/chat/completions"
+
+        async def answer() -> Json:
+            return translator.whole(await engine.complete(path, translator.request))
+
+        if not body.stream:
+            return await whole(request, answer())
+        with_usage = bool(body.stream_options and body.stream_options.include_usage)
+        if translator.by_schema:
+            return await streamed(request, _deferred(answer()), with_usage)
+        return await streamed(request, engine.stream(path, translator.request), with_usage)
+
+    @routes.post("/completions", response_model=None)
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        """Continue a text, whole or as server-sent events."""
+        service.check(body.model)
+        engine = service.require_engine()
+        translated = _sampling(body, body.max_tokens, engine.context)
+        translated["prompt"] = body.prompt
+        if body.logprobs is not None:
+            translated["logprobs"] = body.logprobs
+        if not body.stream:
+            return await whole(request, engine.complete("/v1/completions", translated))
+        with_usage = bool(body.stream_options and body.stream_options.include_usage)
+        return await streamed(request, engine.stream("/v1/completions", translated), with_usage)
+
+    return routes
+
+
+async def _deferred(answer: Coroutine[Any, Any, Json]) -> AsyncIterator[Json]:
+    async for chunk in _one_chunk(await answer):
+        yield chunk
+
+
+async def _next(chunks: AsyncIterator[Json]) -> Json:
+    return await anext(chunks)

@@ -1,0 +1,92 @@
+"""Error bodies as NVIDIA's endpoints write them.
+
+Hosted answers carry ``status``, ``title`` and ``detail`` (RFC 9457 problem details), the retrieval
+microservices ``object: error`` and ``message``. Clients read either, so every body here has both.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+
+class ApiError(Exception):
+    """An error that a client should see.
+
+    Args:
+        status: HTTP status code.
+        detail: One sentence that says what is wrong and what to do.
+    """
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+
+
+class ClientGone(Exception):
+    """The client closed its connection before the answer was ready."""
+
+
+def error_body(status: int, detail: str, instance: str = "") -> dict[str, Any]:
+    """Return the JSON object of an error answer (never a top-level list: clients index it)."""
+    return {
+        "object": "error",
+        "type": "invalid_request_error" if status < 500 else "server_error",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "message": detail,
+        "detail": detail,
+        "instance": instance,
+        "requestId": str(uuid.uuid4()),
+    }
+
+
+def error_response(status: int, detail: str, instance: str = "") -> JSONResponse:
+    """Return an error answer; 401 says which scheme is expected, 503 when to come back."""
+    headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(status)
+    return JSONResponse(error_body(status, detail, instance), status_code=status, headers=headers)
+
+
+def _describe(errors: Sequence[Any]) -> tuple[int, str]:
+    """Turn pydantic's list of errors into a status and one sentence.
+
+    A parameter that the server does not know is 400, so that nothing is silently ignored; a known
+    one with a bad value is 422.
+    """
+    unknown = [e for e in errors if e["type"] == "extra_forbidden"]
+    if unknown:
+        names = ", ".join(f"'{'.'.join(str(p) for p in e['loc'][1:])}'" for e in unknown)
+        return 400, f"Unsupported parameter {names}: remove it from the request."
+    first = errors[0]
+    where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
+    return 422, f"Invalid value at '{where}': {first['msg']}."
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Make every error of `app` answer with a body of `error_body`."""
+
+    @app.exception_handler(ApiError)
+    async def _api(request: Request, error: ApiError) -> JSONResponse:
+        return error_response(error.status, error.detail, request.url.path)
+
+    @app.exception_handler(ClientGone)
+    async def _gone(request: Request, error: ClientGone) -> Response:
+        # Nobody reads it; 499 is what nginx logs for a request that its client closed.
+        return Response(status_code=499)
+
+    @app.exception_handler(RequestValidationError)
+    async def _validation(request: Request, error: RequestValidationError) -> JSONResponse:
+        status, detail = _describe(error.errors())
+        return error_response(status, detail, request.url.path)
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        return error_response(error.status_code, str(error.detail), request.url.path)

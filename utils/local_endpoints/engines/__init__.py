@@ -1,0 +1,1 @@
+"""What runs the models: ONNX Runtime for embedding and reranking, llama.cpp for chat."""

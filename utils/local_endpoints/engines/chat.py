@@ -1,0 +1,180 @@
+"""The chat engine: llama.cpp's own server, inside this process, behind a private door.
+
+`xllamacpp` runs llama.cpp's HTTP server on threads of this process. It is reached through a UNIX
+socket in a folder that only this user may enter, and with a random key; it opens no TCP port
+(on Windows, which lacks that, a loopback port with the same key). Talking HTTP to it gives what a
+call-back cannot: a request whose client went away is cancelled at once, also while its prompt is
+being read, and concurrent requests share llama.cpp's continuous batches.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import xllamacpp
+
+from local_endpoints.weights import ResolvedWeights
+from nim_cookbook.errors import WeightsError
+
+Json = dict[str, Any]
+
+PARALLEL_SLOTS = 4
+HTTP_THREADS = 64
+
+
+class PromptTooLong(Exception):
+    """The prompt does not fit the context window.
+
+    Attributes:
+        tokens: Tokens of the prompt.
+        limit: Tokens of the context window.
+    """
+
+    def __init__(self, tokens: int, limit: int) -> None:
+        super().__init__(f"{tokens} tokens exceed {limit}")
+        self.tokens = tokens
+        self.limit = limit
+
+
+class EngineRefusal(Exception):
+    """llama.cpp refused the request, such as a JSON schema that it cannot turn into a grammar."""
+
+
+class ChatEngine:
+    """A GGUF model behind llama.cpp.
+
+    Args:
+        weights: Where the GGUF file lies and what it is.
+        threads: Threads for prompt and generation; the machine's cores by default.
+
+    Raises:
+        WeightsError: llama.cpp cannot load the file.
+    """
+
+    def __init__(self, weights: ResolvedWeights, threads: int | None = None) -> None:
+        self.weights = weights
+        self.context = weights.max_tokens
+        self._folder = tempfile.TemporaryDirectory(prefix="nim-cookbook-")
+        self._key = secrets.token_urlsafe(32)
+        model = weights.folder / weights.files[0][0]
+        try:
+            self._server = xllamacpp.Server(self._parameters(model, threads or os.cpu_count() or 1))
+        except RuntimeError as error:
+            self._folder.cleanup()
+            raise WeightsError(
+                f"llama.cpp cannot load {model}: not a GGUF file that it knows, or not enough "
+                "memory; choose another file with --chat-model."
+            ) from error
+        self._client = self._open_client()
+        self.template_knows_tools = False
+
+    def _parameters(self, model: Path, threads: int) -> xllamacpp.CommonParams:
+        params = xllamacpp.CommonParams()
+        params.model.path = str(model)
+        params.n_ctx = self.context * PARALLEL_SLOTS
+        params.n_parallel = PARALLEL_SLOTS
+        params.cpuparams.n_threads = threads
+        params.cpuparams_batch.n_threads = threads
+        params.n_threads_http = HTTP_THREADS
+        params.warmup = False
+        params.ui = False
+        params.verbosity = -1
+        params.api_keys = [self._key]
+        if os.name == "posix":
+            params.hostnames = [str(Path(self._folder.name) / "llama.sock")]
+        return params
+
+    def _open_client(self) -> httpx.AsyncClient:
+        address = self._server.listening_address
+        unix = address.startswith("unix://")
+        transport = httpx.AsyncHTTPTransport(
+            uds=address.removeprefix("unix://") if unix else None,
+            limits=httpx.Limits(max_connections=HTTP_THREADS),
+        )
+        return httpx.AsyncClient(
+            transport=transport,
+            base_url="http://llama" if unix else address,
+            headers={"Authorization": f"Bearer {self._key}"},
+            timeout=httpx.Timeout(None, connect=10),
+            trust_env=False,
+        )
+
+    async def start(self) -> None:
+        """Read what the model's chat template can do; the engine is ready after it."""
+        properties = (await self._client.get("/props")).json()
+        capabilities = properties.get("chat_template_caps", {})
+        self.template_knows_tools = bool(capabilities.get("supports_tool_calls"))
+
+    async def busy_slots(self) -> int:
+        """Return how many of the parallel slots are generating now."""
+        slots = (await self._client.get("/slots")).json()
+        return sum(bool(slot.get("is_processing")) for slot in slots)
+
+    async def complete(self, path: str, body: Json) -> Json:
+        """Return the whole answer of ``/v1/chat/completions`` or ``/v1/completions``.
+
+        Raises:
+            PromptTooLong: The prompt does not fit the context window.
+            EngineRefusal: llama.cpp refused the request.
+        """
+        answer = await self._client.post(path, json={**body, "stream": False})
+        if answer.status_code != 200:
+            raise _failure(answer.content)
+        return self._public(answer.json(), body["model"])
+
+    async def stream(self, path: str, body: Json) -> AsyncIterator[Json]:
+        """Yield the answer's chunks as they are generated; closing the iterator cancels it.
+
+        Raises:
+            PromptTooLong: The prompt does not fit the context window.
+            EngineRefusal: llama.cpp refused the request.
+        """
+        request = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        async with self._client.stream("POST", path, json=request) as answer:
+            if answer.status_code != 200:
+                raise _failure(await answer.aread())
+            async for line in answer.aiter_lines():
+                if line.startswith("error:"):
+                    raise _failure(line.removeprefix("error:").encode())
+                data = line.removeprefix("data: ")
+                if data == line or data == "[DONE]":
+                    continue
+                yield self._public(json.loads(data), body["model"])
+
+    def _public(self, answer: Json, model: str) -> Json:
+        """Replace what is llama.cpp's own by what a NIM would show, and name the weights."""
+        if "error" in answer:
+            raise _failure(json.dumps(answer).encode())
+        answer.pop("timings", None)
+        answer["model"] = model
+        answer["system_fingerprint"] = self.weights.local_id
+        for choice in answer.get("choices", []):
+            delta = choice.get("delta")
+            if delta is not None and "role" in delta and delta.get("content") is None:
+                delta["content"] = ""
+        return answer
+
+    async def close(self) -> None:
+        """Stop llama.cpp and remove its socket."""
+        await self._client.aclose()
+        del self._server
+        self._folder.cleanup()
+
+
+def _failure(body: bytes) -> Exception:
+    try:
+        error = json.loads(body)["error"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return RuntimeError(f"llama.cpp answered: {body[:500]!r}")
+    if error.get("type") == "exceed_context_size_error":
+        return PromptTooLong(int(error["n_prompt_tokens"]), int(error["n_ctx"]))
+    if error.get("type") == "invalid_request_error" or error.get("code") == 400:
+        return EngineRefusal(str(error.get("message", "")))
+    return RuntimeError(f"llama.cpp failed: {error.get('message', error)}")

@@ -1,0 +1,83 @@
+"""From options to loaded engines: which weights each role gets, and the engine that runs them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from local_endpoints import weights as store
+from local_endpoints.api.catalog import Services
+from local_endpoints.api.service import RoleService
+from local_endpoints.engines.chat import ChatEngine
+from local_endpoints.engines.embedding import EmbeddingEngine
+from local_endpoints.engines.reranking import RerankingEngine
+from local_endpoints.options import ServeOptions, WeightSet
+from local_endpoints.weights import ResolvedWeights
+from nim_cookbook.models import ROLES, Registry, Role, Weights
+
+Report = Callable[[str], None]
+
+
+def make_services(registry: Registry) -> Services:
+    """Return the roles, not loaded yet; the default id of each comes first."""
+
+    def catalog(role: Role) -> list[object]:
+        default = registry.default(role)
+        return [default, *(model for model in registry.models(role) if model != default)]
+
+    return Services(*(RoleService(role, catalog(role)) for role in ROLES))  # type: ignore[arg-type]
+
+
+def resolve(
+    role: Role, options: ServeOptions, registry: Registry, report: Report
+) -> ResolvedWeights:
+    """Return a role's weights on disk, fetched and checked if need be.
+
+    Raises:
+        WeightsError: They cannot be fetched, or are not what they should be.
+    """
+    given: list[str] = getattr(options, f"{role}_model")
+    if given:
+        return store.from_option(given, role, report=report)
+    return store.resolve(weights_of_set(registry, role, options.models), report=report)
+
+
+def weights_of_set(registry: Registry, role: Role, chosen: WeightSet) -> Weights:
+    """Return a role's weights in a set; a role that the set leaves out keeps the small ones."""
+    sets = {weights.set for weights in registry.all_weights() if weights.role == role}
+    return registry.weights_for(role, chosen if chosen in sets else "small")
+
+
+async def load(
+    services: Services, options: ServeOptions, registry: Registry, report: Report
+) -> None:
+    """Load all roles, each in a thread of its own, so that none waits for another.
+
+    Raises:
+        WeightsError: Weights are missing, damaged or not loadable.
+    """
+    chat, embedding, reranking = await asyncio.gather(
+        *(asyncio.to_thread(resolve, role, options, registry, report) for role in ROLES)
+    )
+
+    async def load_chat() -> None:
+        engine = await asyncio.to_thread(ChatEngine, chat)
+        await engine.start()
+        services.chat.load(engine, chat)
+
+    async def load_embedding() -> None:
+        engine = await asyncio.to_thread(EmbeddingEngine, embedding)
+        services.embedding.load(engine, embedding)
+
+    async def load_reranking() -> None:
+        engine = await asyncio.to_thread(RerankingEngine, reranking)
+        services.reranking.load(engine, reranking)
+
+    await asyncio.gather(load_chat(), load_embedding(), load_reranking())
+
+
+async def close(services: Services) -> None:
+    """Close the engines that were loaded."""
+    for service in (services.chat, services.embedding, services.reranking):
+        if service.engine is not None:
+            await service.engine.close()

@@ -1,0 +1,81 @@
+"""Binding the servers' ports, with an error that names who holds a busy one."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+
+import psutil
+
+from nim_cookbook.errors import ConfigurationError, PortInUseError
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a bind address is reachable from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def holder(port: int) -> str:
+    """Return who listens on a TCP port, as ``"python (process 123)"``, or an empty string.
+
+    Other users' processes can stay unknown: the operating system hides them.
+    """
+    try:
+        listeners = psutil.net_connections(kind="tcp")
+    except psutil.AccessDenied:
+        return ""
+    for connection in listeners:
+        local = connection.laddr
+        if connection.status == psutil.CONN_LISTEN and local and local.port == port:
+            try:
+                return f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
+            except (psutil.Error, TypeError, ValueError):
+                return ""
+    return ""
+
+
+def bind(host: str, port: int, name: str) -> socket.socket:
+    """Return a listening socket for one server.
+
+    Args:
+        host: Address to bind.
+        port: TCP port.
+        name: The server's name, for the error.
+
+    Raises:
+        PortInUseError: Somebody else listens there.
+        ConfigurationError: The address is not one of this machine's, or the port is out of range.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    if os.name == "posix":  # on Windows the option would let two programs share the port
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            by = holder(port)
+            raise PortInUseError(
+                f"Port {port} for the {name} server is already in use"
+                f"{f' by {by}' if by else ''}: stop that program, or choose another block of "
+                f"ports with --port-base."
+            ) from error
+        raise ConfigurationError(
+            f"Cannot bind the {name} server to {host}:{port} ({error.strerror}): choose an "
+            "address of this machine with --host and a free port with --port-base."
+        ) from error
+    except OverflowError as error:
+        listener.close()
+        raise ConfigurationError(
+            f"Port {port} does not exist: choose a --port-base between 1024 and 65530."
+        ) from error
+    return listener

@@ -1,0 +1,182 @@
+"""Runs all local servers in one process: one event loop, one listener a server, shared engines."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import secrets
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+
+import uvicorn
+from fastapi import FastAPI
+
+from local_endpoints import loading, ports, state
+from local_endpoints.api.catalog import build_apps
+from local_endpoints.options import PORT_OFFSETS, ServeOptions
+from nim_cookbook.errors import ConfigurationError, CookbookError
+from nim_cookbook.models import load_registry
+
+EXIT_USER_MISTAKE = 2
+GRACE_SECONDS = 5
+
+
+def say(line: str) -> None:
+    """Print one line of progress to standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def choose_key() -> str:
+    """Return the key of this start: ``COOKBOOK_LOCAL_KEY``, or a throw-away one.
+
+    Raises:
+        ConfigurationError: The variable holds something that no HTTP header can carry.
+    """
+    fixed = os.environ.get("COOKBOOK_LOCAL_KEY", "").strip()
+    if fixed and not re.fullmatch(r"[\x21-\x7e]+", fixed):
+        raise ConfigurationError(
+            "COOKBOOK_LOCAL_KEY must be printable ASCII without spaces: choose another key."
+        )
+    return fixed or f"nvapi-local-{secrets.token_urlsafe(24)}"
+
+
+class _Listener(uvicorn.Server):
+    """A uvicorn server that leaves signals to us, since several share the process."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _listeners(apps: Mapping[str, FastAPI]) -> dict[str, _Listener]:
+    return {
+        name: _Listener(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                timeout_graceful_shutdown=GRACE_SECONDS,
+                server_header=False,
+            )
+        )
+        for name, app in apps.items()
+    }
+
+
+def _stop_with_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    """Set `stop` when standard input ends, which it does when our parent ends."""
+
+    def wait() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while sys.stdin.buffer.read(1024):
+                pass
+        with contextlib.suppress(RuntimeError):  # the loop is closed already
+            loop.call_soon_threadsafe(stop.set)
+
+    threading.Thread(target=wait, name="stdin-watch", daemon=True).start()
+
+
+class Start:
+    """One start of the servers, from bound ports to a clean end."""
+
+    def __init__(self, options: ServeOptions) -> None:
+        """Bind all ports.
+
+        Raises:
+            PortInUseError: One is taken; none stays bound.
+            ConfigurationError: The address or the key cannot be used.
+        """
+        self.options = options
+        self.key = choose_key()
+        self.registry = load_registry()
+        self.services = loading.make_services(self.registry)
+        self.sockets: dict[str, socket.socket] = {}
+        try:
+            for name, offset in PORT_OFFSETS.items():
+                self.sockets[name] = ports.bind(options.host, options.port_base + offset, name)
+        except CookbookError:
+            self.release()
+            raise
+        shown = f"[{options.host}]" if ":" in options.host else options.host
+        self.urls = {
+            name: f"http://{shown}:{options.port_base + offset}/v1"
+            for name, offset in PORT_OFFSETS.items()
+        }
+
+    def release(self) -> None:
+        """Close the sockets."""
+        for listener in self.sockets.values():
+            listener.close()
+
+    async def run(self) -> int:
+        """Serve until a signal, the end of standard input or a failure; return the exit code."""
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        for name in ("SIGINT", "SIGTERM"):
+            try:
+                loop.add_signal_handler(getattr(signal, name), stop.set)
+            except NotImplementedError:  # Windows has no such loop hook
+                signal.signal(getattr(signal, name), lambda *_: loop.call_soon_threadsafe(stop.set))
+        if self.options.stop_with_stdin:
+            _stop_with_stdin(loop, stop)
+        off_loopback = not ports.is_loopback(self.options.host)
+        listeners = _listeners(build_apps(self.services, self.key, off_loopback))
+        serving = [
+            asyncio.create_task(listener.serve(sockets=[self.sockets[name]]))
+            for name, listener in listeners.items()
+        ]
+        state_file = state.write(self.options.port_base, self.key, self.urls, {})
+        loader = asyncio.create_task(self._load())
+        stopper = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({loader, stopper}, return_when=asyncio.FIRST_COMPLETED)
+            if loader.done() and not loader.result():
+                return EXIT_USER_MISTAKE
+            await stopper
+            return 0
+        finally:
+            loader.cancel()
+            stopper.cancel()
+            state.remove(state_file)
+            for listener in listeners.values():
+                listener.should_exit = True
+            await asyncio.gather(*serving, return_exceptions=True)
+            await loading.close(self.services)
+
+    async def _load(self) -> bool:
+        """Load the models; return False after a user's mistake, which has been printed."""
+        try:
+            await loading.load(self.services, self.options, self.registry, say)
+        except CookbookError as error:
+            say(f"error: {error}")
+            return False
+        roles = (self.services.chat, self.services.embedding, self.services.reranking)
+        names = {s.role: s.weights.description for s in roles if s.weights is not None}
+        state.write(self.options.port_base, self.key, self.urls, names)
+        for name, url in self.urls.items():
+            what = names.get(name, "all three roles, key required")
+            say(f"ready: {name:<10} {url:<32} {what}")
+        say("Local stand-ins: small models answer under catalogue ids. Stop with Ctrl-C.")
+        return True
+
+
+def main(options: ServeOptions) -> int:
+    """Run the servers in the foreground.
+
+    Returns:
+        0 after a clean stop, 2 after a user's mistake, which is printed as one sentence.
+    """
+    try:
+        start = Start(options)
+    except CookbookError as error:
+        say(f"error: {error}")
+        return EXIT_USER_MISTAKE
+    try:
+        return asyncio.run(start.run())
+    finally:
+        start.release()

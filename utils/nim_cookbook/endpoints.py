@@ -1,0 +1,425 @@
+"""The one door to configuration: where the endpoints are, which models, which key.
+
+A notebook calls `connect()` and never needs to know the mode:
+
+    nim = connect()
+    NvidiaTextEmbedder(
+        model=nim.embedding.model,
+        api_url=nim.embedding.url,
+        api_key=Secret.from_env_var(nim.embedding.key_variable),
+    )
+
+`COOKBOOK_ENDPOINTS` chooses the mode: `local` (the default; real small models on this machine,
+no key), `hosted` (NVIDIA's API catalog, `NVIDIA_API_KEY`) or `self-hosted` (your own NIM
+containers, `NIM_CHAT_URL`, `NIM_EMBEDDING_URL`, `NIM_RERANKING_URL`). A `.env` file is read and
+does not override the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import httpx
+from dotenv import find_dotenv, load_dotenv
+
+from nim_cookbook import keys, local
+from nim_cookbook.errors import (
+    ConfigurationError,
+    EndpointUnreachable,
+    MissingKeyError,
+    UnknownModelError,
+)
+from nim_cookbook.models import ROLES, CatalogModel, Role, load_registry
+
+if TYPE_CHECKING:
+    from nim_cookbook.display import Check
+
+Mode = Literal["local", "hosted", "self-hosted"]
+Api = Literal["any", "catalog", "nim"]
+
+HOSTED_URL = "https://integrate.api.nvidia.com/v1"
+# Hosted models may have to be woken up; nothing local takes that long.
+CALL_TIMEOUT = httpx.Timeout(30.0, connect=5.0)
+
+_CHECK_CALLS: dict[Role, tuple[str, dict[str, Any]]] = {
+    "chat": (
+        "chat/completions",
+        {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1},
+    ),
+    "embedding": ("embeddings", {"input": ["Hello"], "input_type": "query"}),
+    "reranking": ("ranking", {"query": {"text": "Hello"}, "passages": [{"text": "Hello"}]}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where one role is served.
+
+    Attributes:
+        role: `chat`, `embedding` or `reranking`.
+        url: Base URL, ending in `/v1`.
+        model: The model id to ask for.
+        key_variable: Name of the environment variable that holds the key.
+        weights: What really answers, for captions: the local weights' name, or the model id and
+            who serves it.
+        rerank_url: For reranking, the address to post to, or its base: on NVIDIA's hosts each
+            model has a full URL of its own, elsewhere it is the same as `url`.
+    """
+
+    role: Role
+    url: str
+    model: str
+    key_variable: str
+    weights: str
+    rerank_url: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The key itself, read from the environment; never part of the repr."""
+        return os.environ.get(self.key_variable, "")
+
+
+class Endpoints:
+    """The endpoints of all roles. Made by `connect()`.
+
+    Attributes:
+        mode: Where they are: `local`, `hosted` or `self-hosted`.
+    """
+
+    def __init__(self, mode: Mode, endpoints: Mapping[Role, Endpoint]) -> None:
+        """Take the endpoints that there are; a missing one is an error when it is asked for."""
+        self.mode: Mode = mode
+        self._endpoints = dict(endpoints)
+
+    @property
+    def chat(self) -> Endpoint:
+        """The chat endpoint."""
+        return self._get("chat")
+
+    @property
+    def embedding(self) -> Endpoint:
+        """The embedding endpoint."""
+        return self._get("embedding")
+
+    @property
+    def reranking(self) -> Endpoint:
+        """The reranking endpoint."""
+        return self._get("reranking")
+
+    @property
+    def weights(self) -> dict[Role, str]:
+        """What really answers, by role, for the captions of tables and plots."""
+        return {role: endpoint.weights for role, endpoint in self._endpoints.items()}
+
+    def check(self) -> Check:
+        """Make the smallest real call to each endpoint and tell what answered.
+
+        A listing alone proves nothing: NVIDIA's lists models that an account may not use.
+
+        Returns:
+            A table; `.ok` tells whether all answered. Nothing is raised for an endpoint that
+            does not.
+        """
+        from nim_cookbook.display import Check  # needs pandas, which connect() does not
+
+        return Check([_check_row(endpoint) for endpoint in self._endpoints.values()])
+
+    def close(self) -> None:
+        """Stop the local servers, if this process started them; may be called twice."""
+        local.stop()
+
+    def _get(self, role: Role) -> Endpoint:
+        try:
+            return self._endpoints[role]
+        except KeyError:
+            raise ConfigurationError(
+                f"No {role} endpoint is configured: set NIM_{role.upper()}_URL to the base URL of "
+                f"a {role} NIM, such as http://localhost:8000/v1."
+            ) from None
+
+    def __repr__(self) -> str:
+        """Show the mode and the endpoints, one a line, without keys."""
+        lines = (
+            f"  {e.role}: {e.model} at {e.url} ({e.weights})" for e in self._endpoints.values()
+        )
+        return "\n".join([f"{self.mode} endpoints", *lines])
+
+
+def connect(api: Api = "any", *, start: bool = True) -> Endpoints:
+    """Find the endpoints that the configuration asks for; start the local ones when needed.
+
+    Args:
+        api: `"catalog"` for the one base URL that serves all models, `"nim"` for one URL per
+            role as self-hosted containers have, `"any"` for what the mode does best.
+        start: With False no local server is started.
+
+    Returns:
+        Endpoints whose key variables are set in the environment.
+
+    Raises:
+        ConfigurationError: An unknown mode, or a URL or other setting that cannot be used.
+        MissingKeyError: A key is needed and there is none.
+        EndpointUnreachable: An endpoint does not answer.
+        UnknownModelError: A self-hosted NIM does not serve the model asked for.
+    """
+    if api not in get_args(Api):
+        raise ConfigurationError(
+            f"connect({api!r}) is not possible: use one of {', '.join(get_args(Api))}."
+        )
+    chosen = mode()
+    if chosen == "self-hosted" and api != "catalog":
+        return _self_hosted()
+    if chosen == "hosted" and api != "nim":
+        return _hosted()
+    if chosen == "hosted" and any(_nim_urls().values()):
+        return _self_hosted()
+    if chosen == "self-hosted" and keys.find_key(keys.NVIDIA_KEY):
+        return _hosted()
+    return _local(api, start)
+
+
+def mode() -> Mode:
+    """Return the mode that `COOKBOOK_ENDPOINTS` asks for, after reading `.env`.
+
+    Raises:
+        ConfigurationError: It is set to something else.
+    """
+    load_dotenv(find_dotenv(usecwd=True))
+    text = os.environ.get("COOKBOOK_ENDPOINTS", "").strip().lower() or "local"
+    for known in get_args(Mode):
+        if text == known:
+            return known  # type: ignore[no-any-return]
+    raise ConfigurationError(
+        f"COOKBOOK_ENDPOINTS is {_shown(text)}: set it to {', '.join(get_args(Mode)[:-1])} or "
+        f"{get_args(Mode)[-1]}."
+    )
+
+
+def base_url(text: str, variable: str) -> str:
+    """Bring a base URL into the form that all clients accept: `scheme://host[:port]/.../v1`.
+
+    Args:
+        text: What the user wrote; a missing `/v1` is added.
+        variable: Where it was written, for the message.
+
+    Raises:
+        ConfigurationError: It is no such URL.
+    """
+    fault = _url_fault(text)
+    if fault:
+        raise ConfigurationError(
+            f"{variable} is {_shown(text)}, {fault}: write the base URL, such as "
+            "http://localhost:8000/v1."
+        )
+    stripped = text.strip().rstrip("/")
+    return stripped if stripped.endswith("/v1") else f"{stripped}/v1"
+
+
+def _url_fault(text: str) -> str | None:
+    text = text.strip()
+    try:
+        url = httpx.URL(text)
+    except (httpx.InvalidURL, UnicodeError, ValueError):
+        return "which is not a URL"
+    if not re.match(r"https?://", text):
+        return "which does not begin with http:// or https://"
+    if not url.host or re.search(r"[\s\\]", text) or not text.isprintable():
+        return "which is not a URL"
+    if url.port is not None and not 0 < url.port < 65536:
+        return "which names no possible port"
+    if url.userinfo or "@" in text:
+        return "which holds a name or a password"
+    if "?" in text or "#" in text:
+        return "which has a query or a fragment"
+    path = url.path.rstrip("/")
+    if "/v1/" in path and not path.endswith("/v1"):
+        return "which goes on after /v1"
+    return None
+
+
+def _shown(text: str) -> str:
+    """Quote a wrong value for a message, without what may be a secret in it."""
+    if "@" in text:
+        return "set (not shown, it may hold a password)"
+    return repr(re.sub(r"nvapi-\S+", "nvapi-...", text[:80], flags=re.IGNORECASE))
+
+
+def _local(api: Api, start: bool) -> Endpoints:
+    server = local.ensure_running(start=start)
+    os.environ[keys.LOCAL_KEY] = server.key
+    _keep_proxies_off_loopback()
+    endpoints: dict[Role, Endpoint] = {}
+    for role in ROLES:
+        url = server.urls["catalog" if api == "catalog" else role]
+        endpoints[role] = Endpoint(
+            role=role,
+            url=url,
+            model=load_registry().default(role).id,
+            key_variable=keys.LOCAL_KEY,
+            weights=_stand_in(url, role, server.key) or "local weights",
+            rerank_url=url if role == "reranking" else None,
+        )
+    return Endpoints("local", endpoints)
+
+
+def _hosted() -> Endpoints:
+    key = keys.nvidia_key()
+    url = base_url(os.environ.get("NVIDIA_BASE_URL", "").strip() or HOSTED_URL, "NVIDIA_BASE_URL")
+    keys.guard(key, url, key_variable=keys.NVIDIA_KEY, url_variable="NVIDIA_BASE_URL")
+
+    def endpoint(role: Role, model: CatalogModel) -> Endpoint:
+        return Endpoint(
+            role=role,
+            url=url,
+            model=model.id,
+            key_variable=keys.NVIDIA_KEY,
+            weights=f"{model.id} (hosted by NVIDIA)",
+            rerank_url=model.hosted_url,
+        )
+
+    return Endpoints("hosted", {r: endpoint(r, load_registry().default(r)) for r in ROLES})
+
+
+def _self_hosted() -> Endpoints:
+    urls = {role: text for role, text in _nim_urls().items() if text}
+    if not urls:
+        raise ConfigurationError(
+            "COOKBOOK_ENDPOINTS is self-hosted, but none of NIM_CHAT_URL, NIM_EMBEDDING_URL and "
+            "NIM_RERANKING_URL is set: set those that the recipe uses, such as "
+            "NIM_CHAT_URL=http://localhost:8000/v1."
+        )
+    key = keys.self_hosted_key()
+    endpoints: dict[Role, Endpoint] = {}
+    for role, text in urls.items():
+        variable = f"NIM_{role.upper()}_URL"
+        url = base_url(text, variable)
+        keys.guard(key, url, key_variable=keys.SELF_HOSTED_KEY, url_variable=variable)
+        model = _served_model(role, url, key, variable)
+        endpoints[role] = Endpoint(
+            role=role,
+            url=url,
+            model=model,
+            key_variable=keys.SELF_HOSTED_KEY,
+            weights=_stand_in(url, role, key) or f"{model} (self-hosted)",
+            rerank_url=url if role == "reranking" else None,
+        )
+    return Endpoints("self-hosted", endpoints)
+
+
+def _nim_urls() -> dict[Role, str]:
+    return {role: os.environ.get(f"NIM_{role.upper()}_URL", "").strip() for role in ROLES}
+
+
+def _served_model(role: Role, url: str, key: str, variable: str) -> str:
+    """Choose the model id: the one asked for, else the catalog's default, else the first."""
+    listed = _listed_models(url, key, variable)
+    wanted = os.environ.get(f"NIM_{role.upper()}_MODEL", "").strip()
+    if wanted and wanted not in listed:
+        raise UnknownModelError(
+            f"NIM_{role.upper()}_MODEL is {wanted[:80]!r}, which {url} does not serve: choose one "
+            f"of {', '.join(listed[:8])}."
+        )
+    default = load_registry().default(role).id
+    return wanted or (default if default in listed else listed[0])
+
+
+def _listed_models(url: str, key: str, variable: str) -> list[str]:
+    try:
+        response = _request("GET", f"{url}/models", key)
+        if response.status_code in (401, 403):
+            raise MissingKeyError(
+                f"{variable} ({url}) refuses the key ({response.status_code}): set "
+                f"{keys.SELF_HOSTED_KEY} to the key that this endpoint wants."
+            )
+        response.raise_for_status()
+        listed = [str(model["id"]) for model in response.json()["data"]]
+    except httpx.HTTPStatusError as error:
+        fault = f"answers /models with {error.response.status_code}"
+    except httpx.TimeoutException:
+        fault = "does not answer in time"
+    except httpx.HTTPError:
+        fault = "cannot be reached"
+    except (ValueError, KeyError, TypeError):
+        fault = "does not answer /models as a NIM does"
+    else:
+        if listed:
+            return listed
+        fault = "lists no model"
+    raise EndpointUnreachable(
+        f"{variable} ({url}) {fault}: start the NIM and wait for {url}/health/ready, or correct "
+        f"{variable}."
+    )
+
+
+def _stand_in(url: str, role: Role, key: str) -> str | None:
+    """Return the weights behind a local stand-in, as it tells them itself, else None."""
+    try:
+        metadata = _request("GET", f"{url}/metadata", key).json()
+        if metadata.get("localStandIn") is True:
+            for weights in metadata["weights"]:
+                if weights["role"] == role:
+                    return f"{weights['description']} (local stand-in)"
+    except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # a real NIM's metadata has other keys, and need not be there
+    return None
+
+
+def _check_row(endpoint: Endpoint) -> dict[str, object]:
+    path, body = _CHECK_CALLS[endpoint.role]
+    url = f"{endpoint.url}/{path}"
+    if endpoint.rerank_url and endpoint.rerank_url != endpoint.url:
+        url = endpoint.rerank_url
+    began = time.perf_counter()
+    try:
+        response = _request("POST", url, endpoint.key, {**body, "model": endpoint.model})
+        ready = _verdict(response.status_code)
+    except httpx.TimeoutException:
+        ready = "no: it does not answer in time"
+    except httpx.HTTPError:
+        ready = "no: it cannot be reached"
+    elapsed = time.perf_counter() - began
+    return {
+        "role": endpoint.role,
+        "url": url if url == endpoint.rerank_url else endpoint.url,
+        "model id": endpoint.model,
+        "weights that answer": endpoint.weights if ready == "yes" else "none",
+        "ready": ready,
+        "round trip, ms": round(elapsed * 1000) if ready == "yes" else None,
+    }
+
+
+def _verdict(status: int) -> str:
+    reasons = {
+        202: "not yet: the model is being started (202)",
+        401: "no: the key is refused (401)",
+        403: "no: the key is refused (403)",
+        404: "no: the model is not served (404)",
+        410: "no: the model is retired (410)",
+        429: "busy: too many requests (429)",
+    }
+    return "yes" if status == 200 else reasons.get(status, f"no: it answers {status}")
+
+
+def _request(method: str, url: str, key: str, body: object = None) -> httpx.Response:
+    keys.guard(key, url, key_variable="The key variable", url_variable=url)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    # Proxies are for the outside world; a loopback server is not behind one.
+    outside = httpx.URL(url).host not in ("127.0.0.1", "localhost", "::1")
+    with httpx.Client(timeout=CALL_TIMEOUT, trust_env=outside) as client:
+        return client.request(method, url, headers=headers, json=body)
+
+
+def _keep_proxies_off_loopback() -> None:
+    """Add loopback to NO_PROXY where a proxy is set, or the clients would ask the proxy for it."""
+    if not urllib.request.getproxies():
+        return
+    for variable in ("NO_PROXY", "no_proxy"):
+        hosts = [h for h in os.environ.get(variable, "").split(",") if h]
+        missing = [h for h in ("127.0.0.1", "localhost") if h not in hosts]
+        os.environ[variable] = ",".join([*hosts, *missing])
