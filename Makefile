@@ -14,7 +14,7 @@ NEED_PYTHON = command -v $(PYTHON) >/dev/null || { echo "Error: $(PYTHON) was no
 BOOTSTRAP = @$(NEED_PYTHON); $(PYTHON) tools/bootstrap.py --venv $(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint unit contract notebooks-test lab serve fetch notebooks constraints wheel clean setup setup-dev
+.PHONY: help run test lint lab serve fetch notebooks bench constraints wheel clean setup setup-dev
 
 help: ## Show this list
 	@echo "make TARGET, with TARGET one of:"
@@ -33,7 +33,7 @@ run: setup ## Execute the recipes from beginning to end (RECIPES="01 02", ENDPOI
 test: setup-dev ## Lint, unit tests, contract tests and notebook tests, with coverage
 	@$(BIN)/python tools/run_tests.py $(PYTEST_ARGS)
 
-lint: setup-dev ## Style, types and the rules for notebooks
+lint: setup-dev ## Check style and types (the rules for notebooks are tests)
 	@$(BIN)/python tools/run_tests.py --only lint
 
 lab: setup ## Open JupyterLab with the local endpoints running
@@ -48,11 +48,14 @@ fetch: setup ## Fetch and check the model weights, for working offline later
 notebooks: setup ## Execute the recipes and store their outputs in notebooks/
 	@$(COOKBOOK) run $(RECIPES) --store
 
+bench: setup ## Measure what the endpoints cost, as ratios within one run
+	@$(BIN)/python benchmarks/endpoints.py
+
 constraints: ## Pin constraints.txt anew from a fresh environment
 	@$(NEED_PYTHON); $(PYTHON) tools/make_constraints.py
 
 wheel: setup-dev ## Build the wheel, with the recipes' data in it, into dist/
-	@$(BIN)/python -m build --wheel --no-isolation --outdir dist .
+	@$(BIN)/python -m hatchling build -t wheel -d dist
 
 clean: ## Remove the environment and everything that was built or executed
 	rm -rf $(VENV) $(VENV).lock dist build executed .coverage .coverage.* .pytest_cache .ruff_cache .mypy_cache

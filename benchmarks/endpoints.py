@@ -26,6 +26,7 @@ from pathlib import Path
 import httpx
 import xllamacpp
 
+from local_endpoints.engines.chat import default_threads
 from local_endpoints.engines.encoder import TOKEN_BUDGET, Encoder
 from local_endpoints.weights import resolve
 from nim_cookbook import endpoints
@@ -115,7 +116,7 @@ def chat(nim: endpoints.Endpoints, rounds: int) -> dict[str, object]:
     params = xllamacpp.CommonParams()
     params.model.path = str(weights.folder / weights.files[0][0])
     params.n_ctx, params.warmup, params.ui, params.verbosity = 4096, False, False, -1
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = os.cpu_count() or 1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = default_threads()
     params.api_keys = [os.urandom(16).hex()]
     server = xllamacpp.Server(params)
 

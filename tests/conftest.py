@@ -30,7 +30,8 @@ def _is_worker(config: pytest.Config) -> bool:
 def pytest_configure(config: pytest.Config) -> None:
     """Start the session's servers, in the controlling process only."""
     global _server
-    if _is_worker(config) or config.option.collectonly:
+    unit_only = config.args and all("unit" in Path(name).parts for name in config.args)
+    if _is_worker(config) or config.option.collectonly or unit_only:
         return
     for name in ("COOKBOOK_ENDPOINTS", "NVIDIA_BASE_URL", "NVIDIA_API_URL"):
         os.environ.pop(name, None)

@@ -200,6 +200,7 @@ def run_pip(venv, arguments):
             log.write(line)
             tail = [*tail[-14:], line]
             progress.see(line)
+        process.stdout.close()
         code = process.wait()
     progress.done()
     if code:

@@ -21,6 +21,7 @@ from haystack_integrations.components.rankers.nvidia import NvidiaRanker
 from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.llms.nvidia import NVIDIA
 from llama_index.postprocessor.nvidia_rerank import NVIDIARerank
+from llama_index.postprocessor.nvidia_rerank.base import KNOWN_URLS
 
 from nim_cookbook.models import load_registry
 
@@ -91,8 +92,14 @@ def test_registry_has_the_url_that_haystack_uses(hosted, model):
     assert hosted == [model.hosted_url]
 
 
-def test_llamaindex_rerank_needs_the_full_url(hosted):
-    model = REGISTRY.default("reranking")
+@pytest.mark.parametrize("model", RANKERS, ids=lambda model: model.id)
+def test_llamaindex_rerank_needs_a_full_url_that_it_knows(hosted, model):
+    """Any other URL, also that of a newer model of NVIDIA's, it takes for a self-hosted NIM."""
+    if model.hosted_url not in KNOWN_URLS:
+        with pytest.raises(httpx.HTTPStatusError):
+            NVIDIARerank(model=model.id, base_url=model.hosted_url)
+        assert hosted == [f"{model.hosted_url}/models"]
+        return
     rerank = NVIDIARerank(model=model.id, base_url=model.hosted_url, top_n=1)
     nodes = [NodeWithScore(node=TextNode(text=text)) for text in ("tax", "a cat")]
     best = rerank.postprocess_nodes(nodes, query_str="a kitten")

@@ -371,10 +371,8 @@ def test_serve_reads_the_port_base_from_the_environment(monkeypatch: pytest.Monk
 
 
 def test_export_lines_survive_the_shell() -> None:
-    urls = {
-        name: f"http://127.0.0.1:{port}/v1"
-        for name, port in zip(("chat", "embedding", "reranking", "catalog"), range(8000, 8004))
-    }
+    names = ("chat", "embedding", "reranking", "catalog")
+    urls = {name: f"http://127.0.0.1:{8000 + n}/v1" for n, name in enumerate(names)}
     server = LocalServer(urls, "nvapi-local-it's a key; $(false)", 8000)
     script = (
         "\n".join(export_lines(server))

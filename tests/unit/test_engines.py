@@ -196,7 +196,7 @@ async def test_query_and_passages_are_limited_each(reranking: RerankingEngine) -
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows)
+    return np.asarray(rows / np.linalg.norm(rows))
 
 
 @pytest.mark.parametrize("extra", [(), ("token_type_ids",)])

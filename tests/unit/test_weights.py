@@ -488,7 +488,7 @@ def test_files_of_the_wrong_kind(tmp_path: Path) -> None:
 
 def test_embedding_and_reranking_share_their_files() -> None:
     registry = load_registry()
-    folders = {store.folder_of(registry.weights_for(r)) for r in ("embedding", "reranking")}  # type: ignore[arg-type]
+    folders = {store.folder_of(registry.weights_for(r)) for r in ("embedding", "reranking")}
     assert len(folders) == 1
 
 

@@ -156,7 +156,9 @@ class Start:
             say(f"error: {error}")
             return False
         roles = (self.services.chat, self.services.embedding, self.services.reranking)
-        names = {s.role: s.weights.description for s in roles if s.weights is not None}
+        names: dict[str, str] = {
+            s.role: s.weights.description for s in roles if s.weights is not None
+        }
         state.write(self.options.port_base, self.key, self.urls, names)
         for name, url in self.urls.items():
             what = names.get(name, "all three roles, key required")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,23 @@ def data_path(name: str) -> Path:
         return path
     folders = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir()))
     raise DataError(f"There is no data file {name!r}: the collections are {folders}.")
+
+
+def recipes() -> list[dict[str, Any]]:
+    """Return the index of the recipes: number, file, title, level, minutes and so on.
+
+    Raises:
+        DataError: Neither the installed package nor a clone has it.
+    """
+    package = Path(__file__).resolve().parent
+    for folder in (package / "_data", package.parent.parent / "notebooks"):
+        if (folder / "recipes.toml").is_file():
+            index = tomllib.loads((folder / "recipes.toml").read_text(encoding="utf-8"))
+            return list(index["recipe"])
+    raise DataError(
+        "The index of the recipes is missing from the installation: install the nim-rag-cookbook "
+        "wheel again, or work in a clone of the repository."
+    )
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -21,6 +21,8 @@ from nim_cookbook.scoring import AnswerScores
 if TYPE_CHECKING:
     from haystack import Pipeline
 
+# `nim-cookbook run` collects outputs of this type into its table.
+MEASURE_MIME = "application/vnd.nim-cookbook.measure+json"
 # Stored notebooks carry no picture over 200 kB; base64 makes four bytes out of three.
 MAX_PNG_BYTES = 140_000
 _COLOURS = 64
@@ -266,6 +268,24 @@ def timing_chart(
     figure.savefig(buffer, format="png", dpi=130)
     steps = ", ".join(f"{name} {_duration(value)}" for name, value in seconds.items())
     return Picture(_small_png(buffer.getvalue()), f"Bar chart. {title} ({weights}): {steps}.")
+
+
+def measured(name: str, value: float | str, unit: str = "", weights: str = "") -> None:
+    """Show a measured value, and leave it in the notebook for `nim-cookbook run` to collect.
+
+    Args:
+        name: What was measured.
+        value: The number, or a short text.
+        unit: Its unit, or an empty string for counts and ratios.
+        weights: The weights that the number is about; empty if no model is involved.
+    """
+    from IPython.display import display  # only notebooks have it
+
+    shown = f"{value:.3g}" if isinstance(value, float) else str(value)
+    about = f" ({weights})" if weights else ""
+    line = f"Measured: {name}: {shown}{' ' if unit else ''}{unit}{about}"
+    record = {"name": name, "value": value, "unit": unit, "weights": weights}
+    display({"text/plain": line, MEASURE_MIME: record}, raw=True)  # type: ignore[no-untyped-call]
 
 
 def draw_pipeline(pipeline: Pipeline, *, title: str = "Pipeline") -> Picture:

@@ -19,6 +19,7 @@ from local_endpoints.api.schemas import (
     ChatRequest,
     CompletionRequest,
     Message,
+    NamedTool,
     NvExt,
     Sampling,
 )
@@ -151,20 +152,20 @@ class ChatTranslator:
             raise ApiError(400, "tool_choice is only allowed when tools are given.")
         if body.tool_choice == "none":
             tools = []
+        choice = (
+            body.tool_choice.model_dump()
+            if isinstance(body.tool_choice, NamedTool)
+            else body.tool_choice
+        )
         if engine.template_knows_tools:
             self.request["messages"] = messages
             if tools:
                 self.request.update(tools=tools, parallel_tool_calls=body.parallel_tool_calls)
-                if body.tool_choice is not None:
-                    choice = body.tool_choice
-                    named = choice if isinstance(choice, str) else choice.model_dump()
-                    self.request["tool_choice"] = named
+                if choice is not None:
+                    self.request["tool_choice"] = choice
             return
-        choice = body.tool_choice
         try:
-            callable_tools, required = tool_calls.select(
-                tools, choice if isinstance(choice, str | None) else choice.model_dump()
-            )
+            callable_tools, required = tool_calls.select(tools, choice)
             self.request["messages"] = tool_calls.as_plain_messages(messages, callable_tools)
         except ValueError as error:
             raise ApiError(400, f"Invalid tool call: {error}.") from error

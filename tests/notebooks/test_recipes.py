@@ -1,0 +1,33 @@
+"""Every recipe runs from its first cell to its last, and does what its text says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from nbmake.nb_run import NotebookRun
+
+from tests.notebooks.guards import GUARDS, check
+from tests.support import Servers
+
+HERE = Path(__file__).resolve().parent
+NOTEBOOKS = sorted((HERE.parents[1] / "notebooks").glob("*.ipynb"))
+TIMEOUT = 600  # seconds a cell
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_recipe(path: Path, servers: Servers):
+    result = NotebookRun(path, default_timeout=TIMEOUT).execute()
+    assert result.error is None, f"{result.error.summary}\n{result.error.trace}"
+    assert check(path.stem[:2], result.nb) == []
+
+
+def test_every_recipe_is_guarded():
+    assert [path.stem[:2] for path in NOTEBOOKS] == sorted(GUARDS)
+
+
+def test_the_canary_fails(servers: Servers):
+    """If this notebook passed, no other notebook's passing would mean anything."""
+    result = NotebookRun(HERE / "canary_must_fail.ipynb", default_timeout=TIMEOUT).execute()
+    assert result.error is not None
+    assert "AssertionError" in result.error.trace
