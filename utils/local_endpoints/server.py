@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
@@ -130,7 +131,7 @@ class Start:
             asyncio.create_task(listener.serve(sockets=[self.sockets[name]]))
             for name, listener in listeners.items()
         ]
-        state_file = state.write(self.options.port_base, self.key, self.urls, {})
+        state_file = self._announce({})
         loader = asyncio.create_task(self._load())
         stopper = asyncio.create_task(stop.wait())
         try:
@@ -148,6 +149,11 @@ class Start:
             await asyncio.gather(*serving, return_exceptions=True)
             await loading.close(self.services)
 
+    def _announce(self, weights: Mapping[str, str]) -> Path:
+        """Write the state file, by which notebooks find these servers."""
+        lasting = not self.options.stop_with_stdin
+        return state.write(self.options.port_base, self.key, self.urls, weights, lasting)
+
     async def _load(self) -> bool:
         """Load the models; return False after a user's mistake, which has been printed."""
         try:
@@ -159,7 +165,7 @@ class Start:
         names: dict[str, str] = {
             s.role: s.weights.description for s in roles if s.weights is not None
         }
-        state.write(self.options.port_base, self.key, self.urls, names)
+        self._announce(names)
         for name, url in self.urls.items():
             what = names.get(name, "all three roles, key required")
             say(f"ready: {name:<10} {url:<32} {what}")

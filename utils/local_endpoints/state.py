@@ -11,8 +11,22 @@ from pathlib import Path
 from nim_cookbook.local import state_path
 
 
-def write(port_base: int, key: str, urls: Mapping[str, str], weights: Mapping[str, str]) -> Path:
-    """Write the state file, readable by this user only, and return its path."""
+def write(
+    port_base: int,
+    key: str,
+    urls: Mapping[str, str],
+    weights: Mapping[str, str],
+    lasting: bool,
+) -> Path:
+    """Write the state file, readable by this user only, and return its path.
+
+    Args:
+        port_base: The first port.
+        key: The key of this start.
+        urls: Base URL by server.
+        weights: What really answers, by role; empty while loading.
+        lasting: Whether the servers outlive the process that started them.
+    """
     path = state_path(port_base)
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {
@@ -21,6 +35,7 @@ def write(port_base: int, key: str, urls: Mapping[str, str], weights: Mapping[st
         "key": key,
         "urls": dict(urls),
         "weights": dict(weights),
+        "lasting": lasting,
     }
     draft = path.with_suffix(f".{os.getpid()}.tmp")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

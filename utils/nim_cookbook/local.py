@@ -51,11 +51,16 @@ class LocalServer:
         urls: Base URL by server: chat, embedding, reranking, catalog.
         key: The key that they accept (never shown).
         port_base: The first port.
+        pid: The process that serves.
+        lasting: Whether they serve until somebody stops them, rather than until the notebook
+            that started them ends.
     """
 
     urls: Mapping[str, str]
     key: str = field(repr=False)
     port_base: int
+    pid: int = 0
+    lasting: bool = True
 
 
 @dataclass(slots=True)
@@ -126,28 +131,35 @@ def port_base() -> int:
 
 
 def find_running() -> LocalServer | None:
-    """Return local endpoints that are ready, whoever started them, or None.
+    """Return local endpoints that are ready, or None.
 
-    With `COOKBOOK_PORT_BASE` set only that block of ports is looked at, otherwise every state
-    file of this user.
+    With `COOKBOOK_PORT_BASE` set whoever serves on that block of ports is taken. Otherwise every
+    state file of this user is looked at, and servers that another notebook started for itself are
+    left alone: they end with it, in the middle of our work.
     """
     first = port_base()
     bases = [first]
-    if not os.environ.get("COOKBOOK_PORT_BASE", "").strip():
+    named = bool(os.environ.get("COOKBOOK_PORT_BASE", "").strip())
+    if not named:
         others = (path.stem for path in sorted(run_dir().glob("*.json")))
         bases += [int(stem) for stem in others if stem.isdigit() and int(stem) != first]
     for base in bases:
         server = _read_state(base)
-        if server is not None and _ready(server):
+        if server is not None and (named or server.lasting or _is_ours(server)) and _ready(server):
             return server
     return None
+
+
+def _is_ours(server: LocalServer) -> bool:
+    return _child is not None and _child.process.pid == server.pid
 
 
 def ensure_running(*, start: bool = True) -> LocalServer:
     """Return local endpoints that are ready; start them when none are.
 
-    Safe to call often, from several threads and from several notebooks at the same time: one
-    starts the servers, the others wait and use them.
+    Safe to call often, from several threads and from several notebooks at the same time. Servers
+    that `nim-cookbook serve` or `lab` runs are shared by all; without them each notebook starts
+    its own.
 
     Args:
         start: With False nothing is started.
@@ -206,7 +218,8 @@ def _read_state(base: int) -> LocalServer | None:
     try:
         state: dict[str, Any] = json.loads(state_path(base).read_text("utf-8"))
         urls = {name: str(state["urls"][name]) for name in SERVERS}
-        return LocalServer(urls, str(state["key"]), base)
+        lasting = bool(state.get("lasting", True))
+        return LocalServer(urls, str(state["key"]), base, int(state.get("pid", 0)), lasting)
     except (OSError, ValueError, KeyError, TypeError):
         return None  # absent, half written, or left by another version: as good as not running
 
