@@ -600,6 +600,24 @@ def test_servers_of_somebody_else_are_used_and_left_alone(stand_in):
         endpoints.connect(start=False)
 
 
+def test_servers_that_end_with_another_notebook_are_not_borrowed(stand_in, monkeypatch):
+    """Its owner may end at any time, in the middle of our work."""
+    other = subprocess.Popen(
+        [*local.SERVER_COMMAND, "--port-base", str(stand_in)], stdin=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 10
+    while local.find_running() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    state = json.loads(local.state_path(stand_in).read_text())
+    for lasting, found in ((True, True), (False, False)):
+        local.state_path(stand_in).write_text(json.dumps({**state, "lasting": lasting}))
+        monkeypatch.delenv("COOKBOOK_PORT_BASE", raising=False)
+        assert (local.find_running() is not None) is found
+    monkeypatch.setenv("COOKBOOK_PORT_BASE", str(stand_in))
+    assert local.find_running() is not None
+    other.communicate()
+
+
 def test_busy_ports_move_to_a_free_block(stand_in):
     with socket.create_server(("127.0.0.1", stand_in + 2)):
         assert endpoints.connect().chat.url == f"http://127.0.0.1:{stand_in + 10}/v1"

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import httpx
 from dotenv import find_dotenv, load_dotenv
 
-from nim_cookbook import keys, local
+from nim_cookbook import explain, keys, local
 from nim_cookbook.errors import (
     ConfigurationError,
     EndpointUnreachable,
@@ -172,6 +172,7 @@ def connect(api: Api = "any", *, start: bool = True) -> Endpoints:
         raise ConfigurationError(
             f"connect({api!r}) is not possible: use one of {', '.join(get_args(Api))}."
         )
+    explain.install()
     chosen = mode()
     if chosen == "self-hosted" and api != "catalog":
         return _self_hosted()

@@ -1,0 +1,147 @@
+"""One sentence instead of thirty lines, for errors that come back from an endpoint.
+
+The clients raise their own exceptions, deep inside pipelines: a refused key, a retired model, a
+text that is too long. `connect()` installs a handler in the notebook that says what is wrong and
+what to do; `%tb` still shows the whole traceback, and any other error looks as it always does.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import openai
+import requests
+
+_ADVICE = {
+    401: "set the key: NVIDIA_API_KEY for NVIDIA's hosts, NIM_API_KEY for your own",
+    402: "see your credits at build.nvidia.com",
+    403: "check the key: NVIDIA_API_KEY for NVIDIA's hosts, NIM_API_KEY for your own",
+    404: "choose a model id that this endpoint lists under /v1/models, and check the base URL",
+    410: "the model is retired, choose another id in nim_cookbook/models.toml",
+    413: "send fewer or shorter texts in one call",
+    429: "wait a minute and run the cell again, or send fewer requests at once",
+    503: "the model is still loading or overloaded, run the cell again in a moment",
+}
+_TOO_LONG = ("exceeds maximum allowed token size", "maximum context length")
+_SHORTEN = "split or shorten the text, or set truncate='END' where the component has it"
+
+
+def explain(error: BaseException) -> str | None:
+    """Return one sentence on an error of an endpoint: what, where, what to do.
+
+    Args:
+        error: The exception as it reached the notebook; what caused it is looked at too.
+
+    Returns:
+        The sentence, or None for an error that did not come from an endpoint.
+    """
+    for cause in _chain(error):
+        answered = _answered(cause)
+        if answered is not None:
+            return _sentence(*answered)
+        unreachable = _unreachable(cause)
+        if unreachable is not None:
+            return unreachable
+    return None
+
+
+def install() -> None:
+    """Show errors of endpoints as one sentence in this notebook; outside of one, do nothing."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    if shell is not None:
+        shell.set_custom_exc((Exception,), _show)
+
+
+def _show(
+    shell: Any,  # noqa: ANN401 - IPython ships no types
+    kind: type[BaseException],
+    error: BaseException,
+    trace: TracebackType,
+    tb_offset: int | None = None,
+) -> None:
+    sentence = explain(error)
+    if sentence is None:
+        shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
+        return
+    sys.last_type, sys.last_value, sys.last_traceback = kind, error, trace  # for %tb
+    line = f"{kind.__name__}: {sentence} (%tb shows the traceback.)"
+    shell._showtraceback(kind, sentence, [line])
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and what led to it, each once."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def _answered(error: BaseException) -> tuple[int, str, str] | None:
+    """Return status, URL and body of the answer that an exception is about."""
+    if isinstance(error, openai.APIStatusError):
+        return error.status_code, str(error.request.url), error.response.text
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code, str(error.request.url), error.response.text
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return error.response.status_code, str(error.response.url), error.response.text
+    return None
+
+
+def _unreachable(error: BaseException) -> str | None:
+    if isinstance(error, openai.APIConnectionError | httpx.TransportError):
+        # httpx raises when the request is asked for and there is none
+        url = (
+            str(error.request.url)
+            if getattr(error, "_request", None) or isinstance(error, openai.APIConnectionError)
+            else "the endpoint"
+        )
+    elif isinstance(error, requests.ConnectionError | requests.Timeout):
+        url = str(error.request.url) if error.request is not None else "the endpoint"
+    else:
+        return None
+    timed_out = isinstance(
+        error, openai.APITimeoutError | httpx.TimeoutException | requests.Timeout
+    )
+    fault = "did not answer in time" if timed_out else "cannot be reached"
+    return (
+        f"{_place(url)} {fault}: check the URL and your network; if the endpoints are local, run "
+        "the cell with connect() again."
+    )
+
+
+def _sentence(status: int, url: str, body: str) -> str:
+    said = _said(body)
+    advice = _ADVICE.get(status, "change the request, or see the endpoint's log")
+    if any(words in said for words in _TOO_LONG):
+        advice = _SHORTEN
+    return f"{_place(url)} answered {status}{f' ({said})' if said else ''}: {advice}."
+
+
+def _place(url: str) -> str:
+    parts = urlsplit(url)
+    return (
+        f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.netloc else url
+    )
+
+
+def _said(body: str) -> str:
+    """Return the endpoint's own words, on one line and not too many of them."""
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        answer = {}
+    words = ""
+    if isinstance(answer, dict):
+        inner = answer.get("error")
+        for source in (answer, inner if isinstance(inner, dict) else {"message": inner}):
+            words = words or str(source.get("detail") or source.get("message") or "")
+    return " ".join(words.split())[:300].rstrip(".")
