@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.support import Servers, free_port_block
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -74,10 +76,8 @@ def run(client: NotebookClient, code: str) -> list[str]:
     """Run one cell; return the lines of the error that the reader sees, or none."""
     cell = nbformat.v4.new_code_cell(code)
     client.nb.cells.append(cell)
-    try:
+    with contextlib.suppress(CellExecutionError):
         client.execute_cell(cell, len(client.nb.cells) - 1)
-    except CellExecutionError:
-        pass
     errors = [output for output in cell.outputs if output.output_type == "error"]
     return [line for error in errors for part in error.traceback for line in part.splitlines()]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.support import free_port_block
 
 from nim_cookbook.models import load_registry
+from tests.support import free_port_block
 
 NAMES = ["chat", "embedding", "reranking", "catalog"]
 REGISTRY = load_registry()

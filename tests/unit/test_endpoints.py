@@ -416,6 +416,7 @@ for line in os.environ.get("SAY", "").split("|"):
     time.sleep(float(os.environ.get("PAUSE", "0")))
 if "FAIL" in os.environ:
     print("error: " + os.environ["FAIL"], file=sys.stderr, flush=True)
+    print("another role: fetching 90 %", file=sys.stderr, flush=True)
     sys.exit(2)
 class H(http.server.BaseHTTPRequestHandler):
     def log_message(self, *a): pass

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit import tiny_models
 
 from local_endpoints import weights as store
 from local_endpoints.engines import onnx_bert
@@ -23,6 +22,7 @@ from local_endpoints.engines.reranking import RerankingEngine
 from local_endpoints.weights import ResolvedWeights
 from nim_cookbook.errors import WeightsError
 from nim_cookbook.models import Role, load_registry
+from tests.unit import tiny_models
 
 REFERENCE = Path(__file__).resolve().parent.parent / "reference" / "vectors.json"
 

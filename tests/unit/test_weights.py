@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from tests.unit import tiny_models
 
 from local_endpoints import weights as store
 from nim_cookbook.errors import WeightsError
 from nim_cookbook.models import WeightFile, Weights, load_registry
+from tests.unit import tiny_models
 
 MODEL = b"tiny model " * 1000
 TOKENIZER = b'{"tiny": true}'

@@ -146,7 +146,7 @@ async def _cells(
             await client.async_execute_cell(cell, index, execution_count=number)
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             _raise_if_cancelled()
-            result.failed_cell, result.error = number, _sentence(error, client)
+            result.failed_cell, result.error = number, _sentence(error, client, cell)
             return
         result.cells_run = number
 
@@ -167,9 +167,12 @@ async def _shut_down(manager: AsyncKernelManager, client: NotebookClient, now: b
     await ensure_async(manager.cleanup_resources())
 
 
-def _sentence(error: Exception, client: NotebookClient) -> str:
+def _sentence(error: Exception, client: NotebookClient, cell: NotebookNode) -> str:
     if isinstance(error, CellExecutionError):
-        return _one_sentence(error.ename, error.evalue)
+        # What the reader of the notebook sees, which explains more than the bare exception.
+        shown = [output for output in cell.outputs if output.output_type == "error"]
+        name, text = (shown[-1].ename, shown[-1].evalue) if shown else (error.ename, error.evalue)
+        return _one_sentence(name, text)
     if isinstance(error, CellTimeoutError):
         return f"The cell did not end within {client.timeout} seconds: allow more with --timeout."
     return "The kernel died while it ran this cell: it may have run out of memory."

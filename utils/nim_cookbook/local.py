@@ -325,6 +325,8 @@ def _wait(child: _Child, base: int) -> LocalServer:
 
 
 def _last_line(log: Path) -> str:
-    lines = log.read_text("utf-8", errors="replace").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+    text = log.read_text("utf-8", errors="replace")
+    lines = [line.strip() for line in text.split("\n") if line.strip()] or ["no output"]
+    # Roles load side by side, so one may still report progress after another's failure.
+    last = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
     return last.removeprefix("error: ")[:500]
