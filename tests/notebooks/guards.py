@@ -19,7 +19,6 @@ MOST_SIMILAR = 0.5  # cosine of two sentences that say the same
 RIGHT_WITH_RETRIEVAL = 0.8  # of the questions that the documents answer: 5 of 6
 GAIN_BY_RETRIEVAL = 0.3
 REFUSED_WITH_THRESHOLD = 0.3  # of the questions that they do not: 1 of 3
-STAND_IN = "(local stand-in)"
 NAMED = re.compile(r"\((?:local stand-in|self-hosted|hosted by NVIDIA)\)")
 URL_LINE = re.compile(r"\.(?:api_url|api_base_url)$")
 # Between NVIDIA's hosts and containers of one's own, these may differ too.
@@ -53,7 +52,8 @@ def start_here(notebook: NotebookNode) -> Iterator[str]:
     if "paris" not in cell_of(rows(notebook, "answer"), "answer").lower():
         yield "the capital of France is not Paris"
     yield from _usage(notebook)
-    cosines = [float(x) for x in re.findall(r"-?\d\.\d\d", text(notebook, "similarity"))]
+    pairs = text(notebook, "similarity").rpartition("): ")[2]
+    cosines = [float(x) for x in re.findall(r"-?\d\.\d\d", pairs)]
     if cosines[0] < MOST_SIMILAR or cosines[0] <= max(cosines[1:]):
         yield f"the two sentences on cats are not the most similar pair: {cosines}"
     order = [row["content"] for row in rows(notebook, "ranking")]
@@ -143,8 +143,7 @@ def self_hosted_nim(notebook: NotebookNode) -> Iterator[str]:
 
 
 def _differences(notebook: NotebookNode) -> Iterator[str]:
-    local = all(STAND_IN in row["weights that answer"] for row in rows(notebook, "listed"))
-    local = local and all(STAND_IN in row["weights"] for row in rows(notebook, "widths"))
+    local = all(row["mode"] == "local" for row in rows(notebook, "timing"))
     allowed = URL_LINE if local else CONFIGURED_LINE
     for tag, addresses in (("diff", 2), ("diff-indexing", 1)):
         lines = [row["line"] for row in rows(notebook, tag)]
@@ -206,12 +205,10 @@ def tagged(notebook: NotebookNode, tag: str) -> NotebookNode:
 
 def text(notebook: NotebookNode, tag: str) -> str:
     """Return all plain text that the cell with a tag put out."""
-    parts = []
-    for output in tagged(notebook, tag).outputs:
-        if output.output_type == "stream" and output.name == "stdout":
-            parts.append(output.text)
-        parts.append("".join(output.get("data", {}).get("text/plain", "")))
-    return "\n".join(part for part in parts if part)
+    outputs = tagged(notebook, tag).outputs
+    printed = "".join(o.text for o in outputs if o.get("name") == "stdout")
+    shown = ["".join(o.get("data", {}).get("text/plain", "")) for o in outputs]
+    return "\n".join(part for part in (printed, *shown) if part)
 
 
 def html(notebook: NotebookNode, tag: str) -> str:

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.notebooks.rules import RULES, Rule
 
 from cookbook_cli import recipes as index
 from cookbook_cli.execute import read_notebook
 from cookbook_cli.recipes import Recipe
+from tests.notebooks.rules import RULES, Rule
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 RECIPES = index.load(FOLDER)

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from tests.notebooks import rules
 
 from cookbook_cli import stored
 from cookbook_cli.recipes import Recipe
+from tests.notebooks import rules
 
 RECIPE = Recipe(
     number="07",

@@ -45,8 +45,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = folder / "source"
     ignored = shutil.ignore_patterns(".git", ".venv*", ".*_cache", "dist", "executed")
     shutil.copytree(REPOSITORY, source, ignore=ignored)
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder]
-    run(*build, source)
+    build = ["-m", "hatchling", "build", "--target", "wheel", "--directory", folder]
+    run(sys.executable, *build, cwd=source)
     wheel = next(folder.glob("*.whl"))
     venv.create(folder / "venv", with_pip=True)
     scripts = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")

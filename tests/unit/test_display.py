@@ -218,3 +218,21 @@ def test_check_is_ok_only_when_all_are():
     assert not display.Check([]).ok
     assert display.Check([{"ready": "yes"}]).ok
     assert not display.Check([{"ready": "yes"}, {"ready": "no: x"}]).ok
+
+
+def test_html_tables_align_text_left_and_numbers_right():
+    html = display.Table([{"name": "a", "n": 1}, {"name": "b", "n": None}])._repr_html_()
+    assert html.count('<td style="text-align: left">') == 2
+    assert html.count('<td style="text-align: right">') == 2
+
+
+def test_similarity_chart():
+    chart = display.similarity_chart([[1, -0.001], [-0.001, 1]], ["cat", "stock"], weights=WEIGHTS)
+    assert WEIGHTS in chart.alt and chart.alt.endswith("A and B 0.00.")
+    assert Image.open(io.BytesIO(chart.png)).width > 300
+    assert len(chart.png) < display.MAX_PNG_BYTES
+
+
+def test_similarity_chart_needs_a_square():
+    with pytest.raises(DataError, match="square"):
+        display.similarity_chart([[1.0, 0.5]], ["cat", "stock"], weights=WEIGHTS)

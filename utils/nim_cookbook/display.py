@@ -58,13 +58,21 @@ class Table:
         return f"{self.caption}\n{body}" if self.caption else body
 
     def _repr_html_(self) -> str:
-        cells = self.frame.map(_text)
-        with pd.option_context("display.max_colwidth", None):
-            html = cells.to_html(index=False, border=0, justify="left")
-        if not self.caption:
-            return html
-        head, tag, rest = html.partition(">")
-        return f"{head}{tag}\n  <caption>{_escape(self.caption)}</caption>{rest}"
+        # Aligned cell by cell: notebooks' own style sets all cells flush right, also sentences.
+        align = [
+            "right" if _is_numeric(self.frame[name]) else "left" for name in self.frame.columns
+        ]
+        rows = self.frame.map(_text).itertuples(index=False, name=None)
+        lines = [
+            '<table class="dataframe">',
+            f"<caption>{_escape(self.caption)}</caption>" if self.caption else "",
+            f"<thead>{_html_row('th', map(str, self.frame.columns), align)}</thead>",
+            "<tbody>",
+            *(_html_row("td", row, align) for row in rows),
+            "</tbody>",
+            "</table>",
+        ]
+        return "\n".join(line for line in lines if line)
 
 
 class Check(Table):
@@ -270,6 +278,53 @@ def timing_chart(
     return Picture(_small_png(buffer.getvalue()), f"Bar chart. {title} ({weights}): {steps}.")
 
 
+def similarity_chart(
+    similarity: Sequence[Sequence[float]],
+    labels: Sequence[str],
+    *,
+    weights: str,
+    title: str = "Cosine similarity",
+) -> Picture:
+    """Draw how similar texts are to one another, as a grid of numbers and colours.
+
+    Args:
+        similarity: Symmetric matrix of shape (n, n); a NumPy array will do.
+        labels: The n texts.
+        weights: What made the vectors.
+        title: What is compared.
+
+    Raises:
+        DataError: The matrix does not have as many rows and columns as there are labels.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    size = len(labels)
+    if not size or [len(row) for row in similarity] != [size] * size:
+        raise DataError("similarity_chart() needs a square matrix and a label for each row.")
+    letters = [chr(ord("A") + number) for number in range(size)]
+    figure = Figure(figsize=(4 + 0.7 * size, 1 + 0.65 * size), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.imshow(similarity, cmap="Greens", vmin=0, vmax=1.4)  # never too dark for black figures
+    axes.set_xticks(range(size), letters)
+    axes.set_yticks(range(size), [f"{a}: {b}" for a, b in zip(letters, labels, strict=True)])
+    for row, values in enumerate(similarity):
+        for column, value in enumerate(values):
+            axes.text(column, row, _two_digits(value), ha="center", va="center")
+    axes.set_title(f"{title}\n{weights}", fontsize=10)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    pairs = [
+        f"{letters[a]} and {letters[b]} {_two_digits(similarity[a][b])}"
+        for a in range(size)
+        for b in range(a + 1, size)
+    ]
+    alt = f"Grid. {title} ({weights}): {', '.join(pairs)}."
+    png = _small_png(buffer.getvalue())
+    return Picture(png, alt, width=_png_width(png) * 2 // 3)
+
+
 def measured(name: str, value: float | str, unit: str = "", weights: str = "") -> None:
     """Show a measured value, and leave it in the notebook for `nim-cookbook run` to collect.
 
@@ -398,6 +453,18 @@ def _flat(value: object, path: str = "") -> dict[str, str]:
     }
 
 
+def _is_numeric(cells: Iterable[object]) -> bool:
+    return all(isinstance(cell, int | float) for cell in cells if _text(cell))
+
+
+def _html_row(tag: str, cells: Iterable[str], align: Sequence[str]) -> str:
+    inner = "".join(
+        f'<{tag} style="text-align: {side}">{_escape(cell)}</{tag}>'
+        for cell, side in zip(cells, align, strict=True)
+    )
+    return f"<tr>{inner}</tr>"
+
+
 def _text(cell: object) -> str:
     return "" if cell is None or cell is pd.NA or cell != cell else str(cell)
 
@@ -409,6 +476,10 @@ def _cut(text: str, limit: int) -> str:
 
 def _escape(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _two_digits(value: float) -> str:
+    return f"{round(float(value), 2) + 0:.2f}"  # + 0: no minus before a zero
 
 
 def _duration(seconds: float) -> str:
