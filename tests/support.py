@@ -15,9 +15,15 @@ START_SECONDS = 300  # a first start fetches the weights
 BLOCK = 6
 
 
+_bases = iter(range(18000 + os.getpid() % 1000 * 10, 60000, 10))
+
+
 def free_port_block(size: int = BLOCK) -> int:
-    """Return the first of `size` consecutive free ports."""
-    for base in range(18000 + os.getpid() % 1000 * 10, 60000, 10):
+    """Return the first of `size` consecutive free ports, another block at each call.
+
+    A block handed out before may look free: the servers meant for it are still starting.
+    """
+    for base in _bases:
         sockets = []
         try:
             for port in range(base, base + size):

@@ -18,6 +18,8 @@ from haystack_integrations.components.embedders.nvidia import NvidiaTextEmbedder
 from haystack_integrations.components.generators.nvidia import NvidiaChatGenerator
 from llama_index.postprocessor.nvidia_rerank import NVIDIARerank
 from nim_cookbook import endpoints
+os.environ["COOKBOOK_ENDPOINTS"] = "local"
+os.environ.pop("NVIDIA_API_KEY", None)
 nim = endpoints.connect("catalog")
 os.environ["WRONG_KEY"] = "nvapi-fake-wrong-key"
 key, wrong = Secret.from_env_var(nim.chat.key_variable), Secret.from_env_var("WRONG_KEY")

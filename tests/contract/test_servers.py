@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import http.server
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from local_endpoints.loading import weights_of_set
+from local_endpoints.weights import cache_dir
 from nim_cookbook.models import load_registry
 from tests.support import free_port_block
+from tests.unit import tiny_models
 
 NAMES = ["chat", "embedding", "reranking", "catalog"]
 REGISTRY = load_registry()
@@ -215,3 +223,78 @@ class TestStartAndEnd:
         finally:
             process.terminate()
             process.wait(timeout=30)
+
+
+class TestOtherWeights:
+    """Any role can be pointed at another file or URL with a hash."""
+
+    def test_the_better_set_is_what_the_registry_lists(self):
+        chosen = {role: weights_of_set(REGISTRY, role, "better") for role in ("chat", "reranking")}
+        assert {weights.set for weights in chosen.values()} == {"better"}
+        assert all(file.url for weights in chosen.values() for file in weights.files)
+        assert weights_of_set(REGISTRY, "embedding", "better").set == "small"
+
+    def test_a_cross_encoder_from_a_url_answers(self, file_store: str, tmp_path: Path):
+        """A tiny cross-encoder behind a loopback file server stands for the larger one."""
+        base = free_port_block()
+        options = ["--port-base", str(base), *self.options(file_store, tmp_path / "files")]
+        process = start(*options, COOKBOOK_CACHE_DIR=str(self.cache(tmp_path)))
+        try:
+            wait_ready(process)
+            url = f"http://127.0.0.1:{base + 2}/v1"
+            entries = httpx.get(f"{url}/metadata").json()["weights"]
+            assert {entry["engine"] for entry in entries} == {"onnx-cross-encoder"}
+            passages = [{"text": "one"}, {"text": "four"}, {"text": "two"}]
+            body = {"query": {"text": "zero"}, "passages": passages}
+            rankings = httpx.post(f"{url}/ranking", json=body).json()["rankings"]
+            assert [entry["index"] for entry in rankings] == [1, 2, 0]
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
+
+    def test_a_file_with_another_hash_is_refused(self, file_store: str, tmp_path: Path):
+        options = self.options(file_store, tmp_path / "files")
+        options[1] = options[1][:-4] + "beef"
+        cache = str(self.cache(tmp_path))
+        sentence = refused(
+            "--port-base", str(free_port_block()), *options, COOKBOOK_CACHE_DIR=cache
+        )
+        assert "model.onnx" in sentence
+
+    @pytest.fixture
+    def file_store(self, tmp_path: Path) -> Iterator[str]:
+        """The base URL of a loopback file server with a tiny cross-encoder."""
+        files = tmp_path / "files"
+        tiny_models.write_tokenizer(files)
+        tiny_models.write_model(files / "model.onnx", "score")
+        handler = functools.partial(QuietFiles, directory=str(files))
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as store:
+            threading.Thread(target=store.serve_forever, daemon=True).start()
+            yield f"http://127.0.0.1:{store.server_port}"
+            store.shutdown()
+
+    @staticmethod
+    def options(store: str, files: Path) -> list[str]:
+        """Return the options that point the reranker at the store's files."""
+        options = []
+        for name in ("model.onnx", "tokenizer.json"):
+            digest = hashlib.sha256((files / name).read_bytes()).hexdigest()
+            options += ["--reranking-model", f"{store}/{name}#sha256={digest}"]
+        return options
+
+    @staticmethod
+    def cache(tmp_path: Path) -> Path:
+        """Return a cache of its own that has the other roles' weights already."""
+        cache = tmp_path / "cache"
+        (cache / "weights").mkdir(parents=True)
+        for folder in (cache_dir() / "weights").iterdir():
+            if folder.is_dir():
+                (cache / "weights" / folder.name).symlink_to(folder)
+        return cache
+
+
+class QuietFiles(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder without a line on each request."""
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""

@@ -1,4 +1,8 @@
-"""Every recipe runs from its first cell to its last, and does what its text says."""
+"""Every recipe runs from its first cell to its last, and does what its text says.
+
+Against the local servers, or, with COOKBOOK_ENDPOINTS set to hosted or self-hosted and the keys
+and URLs that go with it, against the real thing.
+"""
 
 from __future__ import annotations
 

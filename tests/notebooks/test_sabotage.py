@@ -42,6 +42,7 @@ def sabotage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         if line.startswith("Local stand-ins"):
             break
     monkeypatch.setenv("COOKBOOK_PORT_BASE", str(base))
+    monkeypatch.setenv("COOKBOOK_ENDPOINTS", "local")
     yield request.param
     process.stdin.close()
     process.wait(timeout=30)
