@@ -68,7 +68,7 @@ class Servers:
             except httpx.TransportError:
                 pass
             log = Path(os.environ["COOKBOOK_TEST_LOG"]).read_text(encoding="utf-8")
-            if "error: " in log:
+            if "Error: " in log:
                 break
             time.sleep(0.1)
         pytest.fail(f"the local servers did not start:\n{log[-2000:]}", pytrace=False)

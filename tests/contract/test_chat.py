@@ -184,6 +184,7 @@ def test_tool_calls_stream(client):
         ({"guided_json": FILM, "guided_choice": ["a"]}, 400),
         ({"guided_json": {"type": "nonsense"}}, 400),
         ({"top_logprobs": 2}, 400),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, 400),
         ({"stream_options": {"include_usage": True}}, 400),
         ({"tool_choice": "required"}, 400),
         ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "x"}}}, 400),
@@ -212,6 +213,13 @@ def test_logprobs(servers):
     content = answer.json()["choices"][0]["logprobs"]["content"]
     assert len(content) == 3
     assert all(entry["logprob"] <= 0 for entry in content)
+
+
+def test_logprobs_without_alternatives(servers):
+    whole = post(servers, logprobs=True, max_tokens=2, temperature=0).json()
+    content = whole["choices"][0]["logprobs"]["content"]
+    assert len(content) == 2
+    assert all(entry["top_logprobs"] == [] for entry in content)
 
 
 def test_completions(client):

@@ -137,7 +137,7 @@ def refused(*options: str, **environment: str) -> str:
     process = start(*options, **environment)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 2, output
-    lines = [line for line in output.splitlines() if line.startswith("error: ")]
+    lines = [line for line in output.splitlines() if line.startswith("Error: ")]
     assert len(lines) == 1 and "Traceback" not in output, output
     return lines[0]
 

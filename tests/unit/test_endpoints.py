@@ -296,10 +296,25 @@ def test_hosted_mode_takes_self_hosted_nims_where_there_are_some(nim):
     assert endpoints.connect("nim").mode == "self-hosted"
 
 
-def test_self_hosted_mode_takes_the_hosted_catalog_where_there_is_a_key(nim):
+def test_self_hosted_mode_never_goes_to_nvidia_even_with_a_key(nim, stand_in):
     use(COOKBOOK_ENDPOINTS="self-hosted", NVIDIA_API_KEY=FAKE, NIM_CHAT_URL=nim.url)
-    assert endpoints.connect("catalog").mode == "hosted"
+    assert endpoints.connect("catalog").mode == "local"
     assert endpoints.connect("nim").mode == "self-hosted"
+    local.stop()
+
+
+def test_a_nim_that_is_still_starting_is_waited_for(nim, capsys):
+    use(COOKBOOK_ENDPOINTS="self-hosted", NIM_CHAT_URL=nim.url)
+    nim.faults = {"ready": 503}
+    threading.Timer(1.2, nim.faults.clear).start()
+    assert endpoints.connect("nim", wait=30).mode == "self-hosted"
+    assert "The chat NIM is ready after" in capsys.readouterr().out
+
+
+def test_a_nim_that_never_starts_is_one_sentence_after_the_wait():
+    use(COOKBOOK_ENDPOINTS="self-hosted", NIM_CHAT_URL=f"http://127.0.0.1:{free_port()}/v1")
+    with pytest.raises(EndpointUnreachable, match="cannot be reached"):
+        endpoints.connect("nim", wait=0.2)
 
 
 # --- URLs -------------------------------------------------------------------------------------
@@ -415,7 +430,7 @@ for line in os.environ.get("SAY", "").split("|"):
     print(line, file=sys.stderr, flush=True)
     time.sleep(float(os.environ.get("PAUSE", "0")))
 if "FAIL" in os.environ:
-    print("error: " + os.environ["FAIL"], file=sys.stderr, flush=True)
+    print("Error: " + os.environ["FAIL"], file=sys.stderr, flush=True)
     print("another role: fetching 90 %", file=sys.stderr, flush=True)
     sys.exit(2)
 class H(http.server.BaseHTTPRequestHandler):

@@ -103,7 +103,9 @@ class Start:
         except CookbookError:
             self.release()
             raise
-        shown = f"[{options.host}]" if ":" in options.host else options.host
+        # 0.0.0.0 and :: listen on every address and are none to connect to.
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.host, options.host)
+        shown = f"[{host}]" if ":" in host else host
         self.urls = {
             name: f"http://{shown}:{options.port_base + offset}/v1"
             for name, offset in PORT_OFFSETS.items()
@@ -159,16 +161,18 @@ class Start:
         try:
             await loading.load(self.services, self.options, self.registry, say)
         except CookbookError as error:
-            say(f"error: {error}")
+            say(f"Error: {error}")
             return False
         roles = (self.services.chat, self.services.embedding, self.services.reranking)
+        off_loopback = not ports.is_loopback(self.options.host)
         names: dict[str, str] = {
             s.role: s.weights.description for s in roles if s.weights is not None
         }
         self._announce(names)
         for name, url in self.urls.items():
-            what = names.get(name, "all three roles, key required")
-            say(f"ready: {name:<10} {url:<32} {what}")
+            what = names.get(name, "all three roles")
+            keyed = "; key required" if name == "catalog" or off_loopback else ""
+            say(f"ready: {name:<10} {url:<32} {what}{keyed}")
         say("Local stand-ins: small models answer under catalogue ids. Stop with Ctrl-C.")
         return True
 
@@ -182,7 +186,7 @@ def main(options: ServeOptions) -> int:
     try:
         start = Start(options)
     except CookbookError as error:
-        say(f"error: {error}")
+        say(f"Error: {error}")
         return EXIT_USER_MISTAKE
     try:
         return asyncio.run(start.run())

@@ -45,6 +45,7 @@ Api = Literal["any", "catalog", "nim"]
 
 HOSTED_URL = "https://integrate.api.nvidia.com/v1"
 # Hosted models may have to be woken up; nothing local takes that long.
+PROGRESS_SECONDS = 5.0
 CALL_TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 
 _CHECK_CALLS: dict[Role, tuple[str, dict[str, Any]]] = {
@@ -151,13 +152,15 @@ class Endpoints:
         return "\n".join([f"{self.mode} endpoints", *lines])
 
 
-def connect(api: Api = "any", *, start: bool = True) -> Endpoints:
+def connect(api: Api = "any", *, start: bool = True, wait: float = 0) -> Endpoints:
     """Find the endpoints that the configuration asks for; start the local ones when needed.
 
     Args:
         api: `"catalog"` for the one base URL that serves all models, `"nim"` for one URL per
             role as self-hosted containers have, `"any"` for what the mode does best.
         start: With False no local server is started.
+        wait: Seconds to wait for self-hosted NIMs that are still starting, with a line of
+            progress now and then; a container loads its model for minutes.
 
     Returns:
         Endpoints whose key variables are set in the environment.
@@ -174,14 +177,17 @@ def connect(api: Api = "any", *, start: bool = True) -> Endpoints:
         )
     explain.install()
     chosen = mode()
-    if chosen == "self-hosted" and api != "catalog":
-        return _self_hosted()
     if chosen == "hosted" and api != "nim":
         return _hosted()
+    if chosen == "self-hosted" and api != "catalog":
+        return _self_hosted(wait)
     if chosen == "hosted" and any(_nim_urls().values()):
-        return _self_hosted()
-    if chosen == "self-hosted" and keys.find_key(keys.NVIDIA_KEY):
-        return _hosted()
+        return _self_hosted(wait)
+    if chosen != "local":
+        # Never NVIDIA's hosts from self-hosted mode, whatever keys there are: who chose it may
+        # not want the documents to leave the house.
+        part = "an API catalog" if api == "catalog" else "self-hosted NIMs"
+        print(f"In {chosen} mode there is no address of {part}: the local stand-in plays the part.")
     return _local(api, start)
 
 
@@ -287,7 +293,7 @@ def _hosted() -> Endpoints:
     return Endpoints("hosted", {r: endpoint(r, load_registry().default(r)) for r in ROLES})
 
 
-def _self_hosted() -> Endpoints:
+def _self_hosted(wait: float = 0) -> Endpoints:
     urls = {role: text for role, text in _nim_urls().items() if text}
     if not urls:
         raise ConfigurationError(
@@ -297,10 +303,13 @@ def _self_hosted() -> Endpoints:
         )
     key = keys.self_hosted_key()
     endpoints: dict[Role, Endpoint] = {}
+    deadline = time.monotonic() + wait
     for role, text in urls.items():
         variable = f"NIM_{role.upper()}_URL"
         url = base_url(text, variable)
         keys.guard(key, url, key_variable=keys.SELF_HOSTED_KEY, url_variable=variable)
+        if wait > 0:
+            _wait_until_ready(role, url, key, deadline)
         model = _served_model(role, url, key, variable)
         endpoints[role] = Endpoint(
             role=role,
@@ -311,6 +320,26 @@ def _self_hosted() -> Endpoints:
             rerank_url=url if role == "reranking" else None,
         )
     return Endpoints("self-hosted", endpoints)
+
+
+def _wait_until_ready(role: Role, url: str, key: str, deadline: float) -> None:
+    """Ask a NIM's readiness until it answers 200 or the deadline has passed."""
+    began = last_shown = time.monotonic()
+    while True:
+        try:
+            status = f"it answers {_request('GET', f'{url}/health/ready', key).status_code}"
+        except httpx.HTTPError:
+            status = "nobody answers"
+        now = time.monotonic()
+        if status == "it answers 200":
+            print(f"The {role} NIM is ready after {now - began:.0f} s.", flush=True)
+            return
+        if now >= deadline:
+            return  # what is wrong is said by the first real request
+        if now - last_shown >= PROGRESS_SECONDS:
+            print(f"Waiting for the {role} NIM at {url}: {status}.", flush=True)
+            last_shown = now
+        time.sleep(min(1.0, max(0.0, deadline - now)))
 
 
 def _nim_urls() -> dict[Role, str]:

@@ -328,5 +328,5 @@ def _last_line(log: Path) -> str:
     text = log.read_text("utf-8", errors="replace")
     lines = [line.strip() for line in text.split("\n") if line.strip()] or ["no output"]
     # Roles load side by side, so one may still report progress after another's failure.
-    last = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
-    return last.removeprefix("error: ")[:500]
+    last = next((line for line in reversed(lines) if line.startswith("Error: ")), lines[-1])
+    return last.removeprefix("Error: ")[:500]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
@@ -125,20 +126,37 @@ def _response_format(body: ChatRequest) -> Json | None:
     return asked.model_dump(by_alias=True, exclude_none=True)
 
 
+def _check_template_arguments(arguments: Json, template: str) -> None:
+    """Refuse arguments that the model's chat template never reads.
+
+    Raises:
+        ApiError: 400, naming them.
+    """
+    unread = [name for name in arguments if not re.search(rf"\b{re.escape(name)}\b", template)]
+    if unread:
+        raise ApiError(
+            400, f"This model's chat template does not read {', '.join(unread)}: leave it out."
+        )
+
+
 class ChatTranslator:
     """Turns one chat request into llama.cpp's, and llama.cpp's answer into the one to send."""
 
     def __init__(self, body: ChatRequest, engine: ChatEngine) -> None:
         limit = body.max_completion_tokens or body.max_tokens
+        self.alternatives: int | None = None
         self.request = _sampling(body, limit, engine.context)
         shape = _response_format(body)
         if shape is not None:
             self.request["response_format"] = shape
         if body.logprobs:
-            self.request.update(logprobs=True, top_logprobs=body.top_logprobs or 0)
+            # llama.cpp leaves logprobs out when none of the alternatives are asked for.
+            self.request.update(logprobs=True, top_logprobs=body.top_logprobs or 1)
+            self.alternatives = body.top_logprobs or 0
         elif body.top_logprobs is not None:
             raise ApiError(400, "top_logprobs is only allowed when logprobs is true.")
         if body.chat_template_kwargs:
+            _check_template_arguments(body.chat_template_kwargs, engine.template)
             self.request["chat_template_kwargs"] = body.chat_template_kwargs
         self.by_schema = False
         self._add_messages(body, engine)
@@ -178,7 +196,11 @@ class ChatTranslator:
         self.by_schema = True
 
     def whole(self, answer: Json) -> Json:
-        """Return the answer to send."""
+        """Return the answer, or the chunk of one, to send."""
+        if self.alternatives == 0:
+            for choice in answer["choices"]:
+                for entry in (choice.get("logprobs") or {}).get("content") or []:
+                    entry["top_logprobs"] = []
         if self.by_schema:
             for choice in answer["choices"]:
                 text, calls = tool_calls.parse_answer(choice["message"]["content"] or "")
@@ -281,7 +303,8 @@ def router(service: Service, metrics: Metrics) -> APIRouter:
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
         if translator.by_schema:
             return await streamed(request, _deferred(answer()), with_usage)
-        return await streamed(request, engine.stream(path, translator.request), with_usage)
+        chunks = (translator.whole(c) async for c in engine.stream(path, translator.request))
+        return await streamed(request, chunks, with_usage)
 
     @routes.post("/completions", response_model=None)
     async def completions(body: CompletionRequest, request: Request) -> Response:

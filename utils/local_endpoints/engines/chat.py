@@ -86,6 +86,7 @@ class ChatEngine:
             ) from error
         self._client = self._open_client()
         self.template_knows_tools = False
+        self.template = ""
 
     def _parameters(self, model: Path, threads: int) -> xllamacpp.CommonParams:
         params = xllamacpp.CommonParams()
@@ -121,6 +122,7 @@ class ChatEngine:
     async def start(self) -> None:
         """Read what the model's chat template can do; the engine is ready after it."""
         properties = (await self._client.get("/props")).json()
+        self.template = str(properties.get("chat_template", ""))
         capabilities = properties.get("chat_template_caps", {})
         self.template_knows_tools = bool(capabilities.get("supports_tool_calls"))
 
