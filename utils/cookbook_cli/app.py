@@ -17,7 +17,6 @@ from nim_cookbook.errors import ConfigurationError
 app = typer.Typer(
     name="nim-cookbook",
     help="Run the recipes of the NIM RAG Cookbook, and the local endpoints behind them.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,  # an unexpected error keeps Python's own traceback
     rich_markup_mode="markdown",
@@ -71,7 +70,11 @@ def main(
 def serve(
     port_base: PortBase = None,
     host: Annotated[
-        str, typer.Option(help="Address to bind; other than loopback needs COOKBOOK_LOCAL_KEY.")
+        str,
+        typer.Option(
+            help="Address to bind. On any but loopback every server demands the key: "
+            "COOKBOOK_LOCAL_KEY, or else the throw-away key that `serve --env` prints."
+        ),
     ] = "127.0.0.1",
     models: Annotated[WeightSet, typer.Option(help="Which weights to serve.")] = "small",
     chat_model: ModelOption = None,
@@ -120,6 +123,7 @@ def run(
         list[str] | None, typer.Argument(help="Numbers, such as 01 02. [default: all]")
     ] = None,
     endpoints: Endpoints = None,
+    port_base: PortBase = None,
     output: Annotated[Path, typer.Option(help="Folder for the executed notebooks.")] = Path(
         "executed"
     ),
@@ -146,6 +150,7 @@ def run(
     from cookbook_cli.run import RunOptions
     from cookbook_cli.run import run as run_recipes
 
+    _use_ports(port_base)
     options = RunOptions(
         wanted=tuple(recipes or ()),
         mode=endpoints,
@@ -160,19 +165,21 @@ def run(
 
 @app.command()
 def doctor(
+    endpoints: Endpoints = None,
     port_base: PortBase = None,
 ) -> int:
     """Tell what is installed, which weights are there, what answers, and what is missing.
 
-    Example:
+    Examples:
 
         nim-cookbook doctor
+
+        nim-cookbook doctor --endpoints hosted
     """
     from cookbook_cli.doctor import examine
 
-    if port_base is not None:
-        os.environ["COOKBOOK_PORT_BASE"] = str(port_base)
-    return examine(_console())
+    _use_ports(port_base)
+    return examine(_console(), endpoints)
 
 
 @app.command()
@@ -213,9 +220,14 @@ def lab(
     from cookbook_cli.lab import lab as run_lab
     from cookbook_cli.recipes import find_notebooks
 
-    if port_base is not None:
-        os.environ["COOKBOOK_PORT_BASE"] = str(port_base)
+    _use_ports(port_base)
     return run_lab(find_notebooks(notebooks), endpoints, context.args)
+
+
+def _use_ports(base: int | None) -> None:
+    """Ask for a block of ports, here and in the processes that are started."""
+    if base is not None:
+        os.environ["COOKBOOK_PORT_BASE"] = str(base)
 
 
 def _need_jupyter() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
@@ -48,10 +48,12 @@ def port_base(connection: Endpoints) -> int:
     return (urlsplit(connection.chat.url).port or 0) if connection.mode == "local" else 0
 
 
-def caption(weights: Mapping[str, str]) -> str:
-    """Return the line under a table that says which weights answered.
+def caption(weights: Mapping[str, str], roles: Collection[str]) -> str:
+    """Return the line under a table that says which weights answered; empty if none was asked.
 
     Args:
         weights: Role -> weights, as `Endpoints.weights` tells them.
+        roles: Those that were asked.
     """
-    return "Answered by: " + "; ".join(f"{role}: {what}" for role, what in weights.items())
+    answered = [f"{role}: {what}" for role, what in weights.items() if role in roles]
+    return f"Answered by: {'; '.join(answered)}" if answered else ""

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cookbook_cli import version
+from cookbook_cli.connection import Mode
 from cookbook_cli.fetch import of_set
 from cookbook_cli.results import versions
 from local_endpoints import ports
@@ -20,7 +21,7 @@ from local_endpoints import weights as store
 from local_endpoints.options import PORT_OFFSETS
 from nim_cookbook import endpoints, keys, local
 from nim_cookbook.errors import CookbookError
-from nim_cookbook.models import Weights
+from nim_cookbook.models import ROLES, Weights
 
 NEEDED = (
     "haystack-ai",
@@ -56,13 +57,20 @@ class Finding:
     blocking: bool = False
 
 
-def examine(console: Console) -> int:
+def examine(console: Console, mode: Mode | None = None) -> int:
     """Show all findings.
+
+    Args:
+        console: Where they go.
+        mode: Overrides COOKBOOK_ENDPOINTS.
 
     Returns:
         0 when the recipes can run, 1 when something is missing.
     """
-    findings = [finding for look in LOOKS for finding in _guarded(look)]
+    if mode is not None:
+        os.environ["COOKBOOK_ENDPOINTS"] = mode
+    # Several looks stumble over the same wrong setting; it is shown once.
+    findings = list(dict.fromkeys(finding for look in LOOKS for finding in _guarded(look)))
     table = Table(title=f"nim-cookbook {version()}", show_header=False, title_justify="left")
     table.add_column("state", no_wrap=True)
     table.add_column("area", no_wrap=True)
@@ -116,7 +124,14 @@ def _packages() -> Iterator[Finding]:
 
 
 def _mode() -> Iterator[Finding]:
-    yield Finding("mode", f"{endpoints.mode()} (COOKBOOK_ENDPOINTS)")
+    mode = endpoints.mode()
+    is_set = os.environ.get("COOKBOOK_ENDPOINTS", "").strip()
+    yield Finding("mode", f"{mode} ({'COOKBOOK_ENDPOINTS' if is_set else 'default'})")
+    ignored = [f"NIM_{role.upper()}_URL" for role in ROLES]
+    ignored = [name for name in ignored if os.environ.get(name, "").strip()]
+    if mode == "local" and ignored:
+        text = f"set, but not used in local mode: {', '.join(ignored)}"
+        yield Finding("mode", text, "COOKBOOK_ENDPOINTS=self-hosted, if they are to be used")
 
 
 def _keys() -> Iterator[Finding]:
@@ -193,7 +208,8 @@ def _who(port: int) -> str:
 
 
 def _other_servers() -> Iterator[Finding]:
-    if endpoints.mode() == "hosted" and not keys.find_key(keys.NVIDIA_KEY):
+    key = keys.find_key(keys.NVIDIA_KEY) or ""
+    if endpoints.mode() == "hosted" and not keys.is_real_key(key):
         return  # said already; and nobody is asked for a key here
     check = endpoints.connect(start=False).check()
     for row in check.frame.to_dict("records"):

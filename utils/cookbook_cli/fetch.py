@@ -7,26 +7,32 @@ from pathlib import Path
 from rich.console import Console
 
 from local_endpoints import weights as store
-from nim_cookbook.models import ROLES, Weights, load_registry
+from local_endpoints.options import WeightSet
+from nim_cookbook.models import ROLES, Role, Weights, load_registry
 
 
-def of_set(models: str) -> list[Weights]:
+def of_set(models: WeightSet) -> list[Weights]:
     """Return the weights of a set, each once: the reranker may use the embedder's files.
 
     Args:
-        models: `small` or `better`.
-
-    Raises:
-        UnknownModelError: There is no such set.
+        models: `small` or `better`; a role that it leaves out keeps the small ones.
     """
     by_folder: dict[Path, Weights] = {}
     for role in ROLES:
-        weights = load_registry().weights_for(role, models)
+        weights = _of_role(role, models)
         by_folder.setdefault(store.folder_of(weights), weights)
     return list(by_folder.values())
 
 
-def fetch(models: str, force: bool, console: Console) -> int:
+def _of_role(role: Role, models: WeightSet) -> Weights:
+    if models == "small":  # `doctor` asks for these, also where no engine is installed
+        return load_registry().weights_for(role)
+    from local_endpoints.loading import weights_of_set
+
+    return weights_of_set(load_registry(), role, models)
+
+
+def fetch(models: WeightSet, force: bool, console: Console) -> int:
     """Fetch what is missing of a set of weights.
 
     Args:

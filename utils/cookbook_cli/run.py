@@ -97,7 +97,8 @@ def _show(
     done: Sequence[RecipeResult], weights: Mapping[str, str], output: Path, console: Console
 ) -> None:
     console.print()
-    console.print(results.table(done, caption(weights)))
+    roles = {role for result in done for role in result.recipe.endpoints}
+    console.print(results.table(done, caption(weights, roles)))
     for result in done:
         if result.passed or result.executed is None:
             continue

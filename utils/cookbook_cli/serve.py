@@ -33,13 +33,16 @@ def export_lines(server: LocalServer) -> list[str]:
     """Return the `export` lines that point the client packages at local endpoints.
 
     The variables are those of nvidia-haystack (`NVIDIA_API_URL`), of the LlamaIndex clients
-    (`NVIDIA_BASE_URL`), and of the cookbook; the key is the servers' throw-away one.
+    (`NVIDIA_BASE_URL`), of the plain OpenAI client, and of the cookbook; the key is the servers'
+    throw-away one.
     """
     catalog = server.urls["catalog"]
     variables = {
         "NVIDIA_API_KEY": server.key,
         "NVIDIA_BASE_URL": catalog,
         "NVIDIA_API_URL": catalog,
+        "OPENAI_API_KEY": server.key,
+        "OPENAI_BASE_URL": catalog,
         "NIM_CHAT_URL": server.urls["chat"],
         "NIM_EMBEDDING_URL": server.urls["embedding"],
         "NIM_RERANKING_URL": server.urls["reranking"],
