@@ -203,10 +203,20 @@ class TestStartAndEnd:
         with socket.create_server(("127.0.0.1", base)):
             pass
 
-    def test_not_ready_while_loading_and_off_loopback_only_with_a_key(self):
-        """One start serves both checks: bound to all addresses, asked before it has loaded."""
+    def test_not_ready_while_loading_and_off_loopback_only_with_a_key(self, tmp_path: Path):
+        """One start serves both checks: taken to be reachable from outside, and asked early.
+
+        It is told that its loopback address is another one, since no test opens a port to the
+        network. A recipe then runs against it as against NIMs behind a gateway.
+        """
         base = free_port_block()
-        process = start("--host", "0.0.0.0", "--port-base", str(base), COOKBOOK_LOCAL_KEY="secret")
+        code = (
+            "from local_endpoints import ports, options, server\n"
+            "ports.is_loopback = lambda host: False\n"
+            f"server.main(options.ServeOptions(port_base={base}))\n"
+        )
+        environment = {**os.environ, "COOKBOOK_LOCAL_KEY": "secret"}
+        process = subprocess.Popen([sys.executable, "-c", code], env=environment)
         seen = set()
         try:
             url = f"http://127.0.0.1:{base}/v1"
@@ -220,9 +230,25 @@ class TestStartAndEnd:
             assert httpx.get(f"{url}/models").status_code == 401
             allowed = httpx.get(f"{url}/models", headers={"Authorization": "Bearer secret"})
             assert allowed.status_code == 200
+            self.run_recipe_behind_a_gateway(base, str(tmp_path))
         finally:
             process.terminate()
             process.wait(timeout=30)
+
+    @staticmethod
+    def run_recipe_behind_a_gateway(base: int, output: str) -> None:
+        """Run recipe 02 with NIM_API_KEY against servers that all demand it."""
+        names = {"NIM_CHAT_URL": base, "NIM_EMBEDDING_URL": base + 1, "NIM_RERANKING_URL": base + 2}
+        settings = {name: f"http://127.0.0.1:{port}/v1" for name, port in names.items()}
+        settings |= {"COOKBOOK_ENDPOINTS": "self-hosted", "NIM_API_KEY": "secret"}
+        done = subprocess.run(
+            [sys.executable, "-m", "cookbook_cli", "run", "02", "--output", output],
+            env={**os.environ, **settings},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
 class TestOtherWeights:

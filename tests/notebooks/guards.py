@@ -100,18 +100,21 @@ def hosted_api_catalog(notebook: NotebookNode) -> Iterator[str]:
 
 def _measured_01(notebook: NotebookNode) -> Iterator[str]:
     values = {m.name: float(m.value) for m in measures(notebook)}
-    with_, without = (
-        values["right answers with retrieval"],
-        values["right answers without retrieval"],
+    without, with_, gated = (
+        values[f"right answers {run} (contains the name or place)"]
+        for run in ("without retrieval", "with retrieval", "with retrieval and threshold")
     )
     if with_ < RIGHT_WITH_RETRIEVAL:
         yield f"only {with_:.0%} right answers with retrieval"
     if with_ - without < GAIN_BY_RETRIEVAL:
         yield f"retrieval helps too little: {without:.0%} without, {with_:.0%} with"
-    if values["right answers with retrieval and threshold"] < RIGHT_WITH_RETRIEVAL:
+    if gated < RIGHT_WITH_RETRIEVAL:
         yield "the threshold costs right answers"
-    if values["refusals with threshold"] < REFUSED_WITH_THRESHOLD:
+    refused = values["refusals with retrieval and threshold"]
+    if refused < REFUSED_WITH_THRESHOLD:
         yield "the threshold refuses nothing"
+    if refused < values["refusals with retrieval"]:
+        yield "the threshold takes back refusals"
 
 
 def self_hosted_nim(notebook: NotebookNode) -> Iterator[str]:
@@ -131,7 +134,7 @@ def self_hosted_nim(notebook: NotebookNode) -> Iterator[str]:
         yield "a side made no vector"
     if "Error: " not in text(notebook, "wrong-width"):
         yield "a vector of the wrong width was accepted"
-    if "truncate=NONE: Failed" not in text(notebook, "limits"):
+    if "truncate=NONE: refused" not in text(notebook, "limits"):
         yield "a text that is too long was accepted"
     if "truncate=END: accepted" not in text(notebook, "limits"):
         yield "a text that may be cut was refused"

@@ -3,6 +3,7 @@
 import base64
 import io
 
+import nbformat
 import pytest
 from haystack import Document, Pipeline, component
 from haystack.components.builders import ChatPromptBuilder
@@ -12,6 +13,7 @@ from haystack.document_stores.in_memory import InMemoryDocumentStore
 from haystack.utils import Secret
 from haystack_integrations.components.embedders.nvidia import NvidiaTextEmbedder
 from haystack_integrations.components.generators.nvidia import NvidiaChatGenerator
+from nbconvert import HTMLExporter
 from PIL import Image
 
 from nim_cookbook import display
@@ -154,9 +156,9 @@ def check_picture(picture, *words):
         image.load()
         assert image.width > 300
         assert image.convert("L").getextrema()[1] == 255  # a white ground, for dark themes
-    data, metadata = picture._repr_mimebundle_(include=None, exclude=None)
-    assert base64.b64decode(data["image/png"]) == picture.png
-    assert data["text/plain"] == repr(picture) == metadata["image/png"]["alt"]
+    data = picture._repr_mimebundle_(include=None, exclude=None)
+    assert base64.b64encode(picture.png).decode() in data["text/html"]
+    assert data["text/plain"] == repr(picture) == picture.alt
     for word in words:
         assert word in picture.alt
 
@@ -209,9 +211,17 @@ def test_jupyter_shows_the_picture_with_its_alt_text():
     from IPython.core.interactiveshell import InteractiveShell
 
     picture = display.timing_chart({"a": 1.0}, weights=WEIGHTS)
-    data, metadata = InteractiveShell().display_formatter.format(picture)
-    assert set(data) == {"image/png", "text/plain"}
-    assert metadata["image/png"]["alt"] == picture.alt
+    data, _ = InteractiveShell().display_formatter.format(picture)
+    assert set(data) == {"text/html", "text/plain"}
+
+
+def test_the_exported_page_has_the_alt_text():
+    picture = display.timing_chart({"a": 1.0}, weights=WEIGHTS)
+    output = nbformat.v4.new_output("display_data", data=picture._repr_mimebundle_())
+    cells = [nbformat.v4.new_code_cell("chart", outputs=[output])]
+    page, _ = HTMLExporter().from_notebook_node(nbformat.v4.new_notebook(cells=cells))
+    assert f'alt="{picture.alt}"' in page
+    assert "No description" not in page
 
 
 def test_check_is_ok_only_when_all_are():

@@ -10,6 +10,7 @@ import base64
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,7 @@ class Table:
         rows = self.frame.map(_text).itertuples(index=False, name=None)
         lines = [
             '<table class="dataframe">',
-            f"<caption>{_escape(self.caption)}</caption>" if self.caption else "",
+            f"<caption>{escape(self.caption, quote=False)}</caption>" if self.caption else "",
             f"<thead>{_html_row('th', map(str, self.frame.columns), align)}</thead>",
             "<tbody>",
             *(_html_row("td", row, align) for row in rows),
@@ -119,12 +120,12 @@ class Picture:
         """Return the alt text."""
         return self.alt
 
-    def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, Any], dict[str, Any]]:
-        metadata: dict[str, Any] = {"alt": self.alt}
-        if self.width is not None:
-            metadata["width"] = self.width
-        data = {"image/png": base64.b64encode(self.png).decode(), "text/plain": self.alt}
-        return data, {"image/png": metadata}
+    def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
+        # As HTML: of a plain PNG output neither JupyterLab nor nbconvert's page shows the alt text.
+        width = "" if self.width is None else f' width="{self.width}"'
+        source = f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
+        image = f'<img alt="{escape(self.alt)}"{width} src="{source}">'
+        return {"text/html": image, "text/plain": self.alt}
 
 
 def documents_table(
@@ -414,7 +415,7 @@ def _pipeline_in_words(pipeline: Pipeline) -> str:
 
 
 def _label(text: str) -> str:
-    return _escape(text).replace('"', "#quot;")
+    return escape(text, quote=False).replace('"', "#quot;")
 
 
 def _small_png(png: bytes) -> bytes:
@@ -459,7 +460,7 @@ def _is_numeric(cells: Iterable[object]) -> bool:
 
 def _html_row(tag: str, cells: Iterable[str], align: Sequence[str]) -> str:
     inner = "".join(
-        f'<{tag} style="text-align: {side}">{_escape(cell)}</{tag}>'
+        f'<{tag} style="text-align: {side}">{escape(cell, quote=False)}</{tag}>'
         for cell, side in zip(cells, align, strict=True)
     )
     return f"<tr>{inner}</tr>"
@@ -472,10 +473,6 @@ def _text(cell: object) -> str:
 def _cut(text: str, limit: int) -> str:
     text = " ".join(text.split())
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
-
-
-def _escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _two_digits(value: float) -> str:
