@@ -20,12 +20,11 @@ Report = Callable[[str], None]
 
 def make_services(registry: Registry) -> Services:
     """Return the roles, not loaded yet; the default id of each comes first."""
-
-    def catalog(role: Role) -> list[object]:
-        default = registry.default(role)
-        return [default, *(model for model in registry.models(role) if model != default)]
-
-    return Services(*(RoleService(role, catalog(role)) for role in ROLES))  # type: ignore[arg-type]
+    return Services(
+        chat=RoleService("chat", registry.models("chat")),
+        embedding=RoleService("embedding", registry.models("embedding")),
+        reranking=RoleService("reranking", registry.models("reranking")),
+    )
 
 
 def resolve(
