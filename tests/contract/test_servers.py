@@ -86,6 +86,15 @@ class TestEveryServer:
         assert answer.status_code == 422
         assert answer.json()["detail"]
 
+    def test_body_that_is_no_json_object(self, servers, name):
+        path = {"chat": "/chat/completions", "reranking": "/ranking"}.get(name, "/embeddings")
+        with servers.client(name) as http:
+            as_text = http.post(path, content=b"{}", headers={"Content-Type": "text/plain"})
+            as_list = http.post(path, json=[])
+        for answer in (as_text, as_list):
+            assert answer.status_code == 422
+            assert "Content-Type: application/json" in answer.json()["detail"]
+
     def test_no_cors(self, servers, name):
         with servers.client(name) as http:
             answer = http.get("/models", headers={"Origin": "http://evil.example"})

@@ -66,6 +66,8 @@ def _describe(errors: Sequence[Any]) -> tuple[int, str]:
         names = ", ".join(f"'{'.'.join(str(p) for p in e['loc'][1:])}'" for e in unknown)
         return 400, f"Unsupported parameter {names}: remove it from the request."
     first = errors[0]
+    if tuple(first["loc"]) == ("body",):
+        return 422, "The body must be a JSON object: send it with Content-Type: application/json."
     where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
     return 422, f"Invalid value at '{where}': {first['msg']}."
 
