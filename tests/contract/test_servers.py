@@ -19,7 +19,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from local_endpoints.loading import weights_of_set
 from local_endpoints.weights import cache_dir
 from nim_cookbook.models import load_registry
 from tests.support import free_port_block
@@ -264,10 +263,10 @@ class TestOtherWeights:
     """Any role can be pointed at another file or URL with a hash."""
 
     def test_the_better_set_is_what_the_registry_lists(self):
-        chosen = {role: weights_of_set(REGISTRY, role, "better") for role in ("chat", "reranking")}
+        chosen = {role: REGISTRY.weights_of_set(role, "better") for role in ("chat", "reranking")}
         assert {weights.set for weights in chosen.values()} == {"better"}
         assert all(file.url for weights in chosen.values() for file in weights.files)
-        assert weights_of_set(REGISTRY, "embedding", "better").set == "small"
+        assert REGISTRY.weights_of_set("embedding", "better").set == "small"
 
     def test_a_cross_encoder_from_a_url_answers(self, file_store: str, tmp_path: Path):
         """A tiny cross-encoder behind a loopback file server stands for the larger one."""

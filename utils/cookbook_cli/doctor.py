@@ -15,7 +15,7 @@ from rich.text import Text
 from cookbook_cli import version
 from cookbook_cli.connection import Mode
 from cookbook_cli.fetch import of_set
-from cookbook_cli.results import versions
+from cookbook_cli.results import VERSIONED, versions
 from local_endpoints import ports
 from local_endpoints import weights as store
 from local_endpoints.options import PORT_OFFSETS
@@ -23,18 +23,7 @@ from nim_cookbook import endpoints, keys, local
 from nim_cookbook.errors import CookbookError
 from nim_cookbook.models import ROLES, Weights
 
-NEEDED = (
-    "haystack-ai",
-    "nvidia-haystack",
-    "llama-index-core",
-    "llama-index-llms-nvidia",
-    "llama-index-postprocessor-nvidia-rerank",
-    "openai",
-    "xllamacpp",
-    "onnxruntime",
-    "nbclient",
-    "ipykernel",
-)
+NEEDED = (*VERSIONED, "nbclient", "ipykernel")
 INSTALL = "pip install 'nim-rag-cookbook[notebooks]'"
 START = "nim-cookbook serve"
 FETCH = "nim-cookbook fetch"

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from local_endpoints import weights as store
 from local_endpoints.options import WeightSet
-from nim_cookbook.models import ROLES, Role, Weights, load_registry
+from nim_cookbook.models import ROLES, Weights, load_registry
 
 
 def of_set(models: WeightSet) -> list[Weights]:
@@ -19,17 +19,9 @@ def of_set(models: WeightSet) -> list[Weights]:
     """
     by_folder: dict[Path, Weights] = {}
     for role in ROLES:
-        weights = _of_role(role, models)
+        weights = load_registry().weights_of_set(role, models)
         by_folder.setdefault(store.folder_of(weights), weights)
     return list(by_folder.values())
-
-
-def _of_role(role: Role, models: WeightSet) -> Weights:
-    if models == "small":  # `doctor` asks for these, also where no engine is installed
-        return load_registry().weights_for(role)
-    from local_endpoints.loading import weights_of_set
-
-    return weights_of_set(load_registry(), role, models)
 
 
 def fetch(models: WeightSet, force: bool, console: Console) -> int:

@@ -11,9 +11,9 @@ from local_endpoints.api.service import RoleService
 from local_endpoints.engines.chat import ChatEngine
 from local_endpoints.engines.embedding import EmbeddingEngine
 from local_endpoints.engines.reranking import RerankingEngine
-from local_endpoints.options import ServeOptions, WeightSet
+from local_endpoints.options import ServeOptions
 from local_endpoints.weights import ResolvedWeights
-from nim_cookbook.models import ROLES, Registry, Role, Weights
+from nim_cookbook.models import ROLES, Registry, Role
 
 Report = Callable[[str], None]
 
@@ -38,13 +38,7 @@ def resolve(
     given: list[str] = getattr(options, f"{role}_model")
     if given:
         return store.from_option(given, role, report=report)
-    return store.resolve(weights_of_set(registry, role, options.models), report=report)
-
-
-def weights_of_set(registry: Registry, role: Role, chosen: WeightSet) -> Weights:
-    """Return a role's weights in a set; a role that the set leaves out keeps the small ones."""
-    sets = {weights.set for weights in registry.all_weights() if weights.role == role}
-    return registry.weights_for(role, chosen if chosen in sets else "small")
+    return store.resolve(registry.weights_of_set(role, options.models), report=report)
 
 
 async def load(

@@ -180,6 +180,11 @@ class Registry:
             f"There are no {role} weights in the set {set!r}: use one of {', '.join(sets)}."
         )
 
+    def weights_of_set(self, role: Role, set: str) -> Weights:
+        """Return a role's weights in a set; a role that the set leaves out keeps the small ones."""
+        sets = [weights.set for weights in self._weights.values() if weights.role == role]
+        return self.weights_for(role, set if set in sets else "small")
+
     def all_weights(self) -> list[Weights]:
         """Return all weights, in the order of the registry file."""
         return list(self._weights.values())
