@@ -18,7 +18,7 @@ NEED_PYTHON = command -v $(PYTHON) >/dev/null || { echo "Error: $(PYTHON) was no
 BOOTSTRAP = @$(NEED_PYTHON); $(PYTHON) tools/bootstrap.py --venv $(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint lab serve fetch notebooks bench constraints wheel clean setup setup-dev
+.PHONY: help run test lint lab serve fetch notebooks pdfs bench constraints wheel clean setup setup-dev
 
 help: ## Show this list
 	@echo "make TARGET, with TARGET one of:"
@@ -51,6 +51,9 @@ fetch: setup ## Fetch and check the model weights, for working offline later
 
 notebooks: setup ## Execute the recipes and store their outputs in notebooks/
 	@$(COOKBOOK) run $(RECIPES) --store $(PORTS)
+
+pdfs: setup-dev ## Build the company's PDFs from their Markdown
+	@$(BIN)/python tools/make_pdfs.py
 
 bench: setup ## Measure what the endpoints cost, as ratios within one run
 	@$(if $(PORT_BASE),COOKBOOK_PORT_BASE=$(PORT_BASE)) $(BIN)/python benchmarks/endpoints.py

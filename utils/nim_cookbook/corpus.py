@@ -3,9 +3,10 @@
 A judgement names a document and a verbatim quote, never a chunk number. A passage is relevant when
 it holds enough of the quote (`relevant`), so the same judgements serve every way of splitting.
 
-Three ways in: `load_company` (the packaged collection), `load_folder` (anybody's files and a
-`questions.jsonl`) and `load_beir` (the layout of BEIR: Thakur et al., "BEIR: A Heterogeneous
-Benchmark for Zero-shot Evaluation of Information Retrieval Models", NeurIPS 2021).
+Three ways in: `load_company` (the packaged collection; `company_files` gives it as the files that
+reach the reader, PDFs among them), `load_folder` (anybody's files and a `questions.jsonl`) and
+`load_beir` (the layout of BEIR: Thakur et al., "BEIR: A Heterogeneous Benchmark for Zero-shot
+Evaluation of Information Retrieval Models", NeurIPS 2021).
 """
 
 from __future__ import annotations
@@ -62,6 +63,31 @@ class Source:
     supersedes: str | None
     withdraws: str | None
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CompanyFile:
+    """One document of the packaged collection as the file that reaches the reader.
+
+    Attributes:
+        id: The document's id.
+        path: The file: Markdown (`.md`), HTML (`.html`) or PDF (`.pdf`).
+        title: Its title.
+        kind: What it is, such as `policy`.
+        date: Its date, ISO.
+        batch: `initial`, or the day of the batch it came with.
+        supersedes: The document that it updates, if any.
+        withdraws: The document that it takes out of force, if any.
+    """
+
+    id: str
+    path: Path
+    title: str
+    kind: str
+    date: str
+    batch: str
+    supersedes: str | None
+    withdraws: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +228,28 @@ def load_company() -> Collection:
     return Collection(tuple(sources.values()), tuple(queries))
 
 
+def company_files(*batches: str) -> list[CompanyFile]:
+    """Return the packaged collection as files, the way they would arrive: also as real PDFs.
+
+    Args:
+        batches: `initial`, and days of daily batches such as `2026-07-01`; none for all of them.
+
+    Returns:
+        The files of those batches, by batch (`initial` first) and id, whatever order was asked.
+
+    Raises:
+        DataError: There is no batch of that name, or a file is missing or malformed.
+    """
+    sources = _sources(data_path("company/documents")).values()
+    known = sorted({source.batch for source in sources}, key=_batch_order)
+    for batch in batches:
+        if batch not in known:
+            raise DataError(f"There is no batch {batch!r}: the batches are {', '.join(known)}.")
+    wanted = [source for source in sources if source.batch in (batches or known)]
+    wanted.sort(key=lambda source: (_batch_order(source.batch), source.id))
+    return [_company_file(source) for source in wanted]
+
+
 def load_folder(folder: str | Path) -> Collection:
     """Return anybody's collection: a folder of `.md`, `.txt` and `.html` files.
 
@@ -294,6 +342,24 @@ def _sources(folder: Path) -> dict[str, Source]:
             raise DataError(f"{below.as_posix()}: the id {source.id!r} is used a second time.")
         sources[source.id] = source
     return sources
+
+
+def _batch_order(batch: str) -> tuple[bool, str]:
+    return batch != "initial", batch
+
+
+def _company_file(source: Source) -> CompanyFile:
+    folder = "pdf" if source.format == "pdf" else "documents"
+    return CompanyFile(
+        id=source.id,
+        path=data_path(f"company/{folder}/{source.id}.{source.format}"),
+        title=source.title,
+        kind=source.kind,
+        date=source.date,
+        batch=source.batch,
+        supersedes=source.supersedes,
+        withdraws=source.withdraws,
+    )
 
 
 def _source(path: Path, name: str) -> Source:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import platformdirs
 
 from nim_cookbook.corpus import THRESHOLD, Query, relevant
-from nim_cookbook.errors import ConfigurationError, DataError
+from nim_cookbook.errors import DataError
 from nim_cookbook.scoring import contains, normalise, refuses
 
 Scores = npt.NDArray[np.float64]
@@ -281,13 +281,8 @@ def _ranx(
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Numba on its own casts, while it compiles
-        try:
-            from ranx import evaluate
-        except ModuleNotFoundError as error:
-            raise ConfigurationError(
-                "Scoring a ranking needs the package ranx, which is not installed: "
-                "`pip install 'nim-rag-cookbook[evaluation]'`."
-            ) from error
+        from ranx import evaluate
+
         try:
             # Twice, as ranx 0.3.21 fails on a single metric with a cut-off and no mean.
             scores = evaluate(wanted, found, metrics * 2, return_mean=False)

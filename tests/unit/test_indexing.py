@@ -1,0 +1,357 @@
+"""From files to passages, and keeping a store true."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from fpdf import FPDF
+from haystack import Document, Pipeline
+from haystack.document_stores.in_memory import InMemoryDocumentStore
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pypdf import PdfReader, PdfWriter
+
+from nim_cookbook import indexing
+from nim_cookbook.corpus import company_files, load_company, relevant
+from nim_cookbook.errors import DataError
+from nim_cookbook.indexing import Report, SourceFile
+from tests.unit.embedding_double import HashEmbedder
+
+
+@pytest.fixture(scope="module")
+def preparation() -> Pipeline:
+    return indexing.preparation()
+
+
+@pytest.fixture
+def store() -> InMemoryDocumentStore:
+    return InMemoryDocumentStore(shared=False)
+
+
+def write(folder: Path, name: str, text: str) -> SourceFile:
+    (folder / name).write_text(text, encoding="utf-8")
+    return SourceFile(name, folder / name, {"title": name.partition(".")[0]})
+
+
+def words(start: int, count: int) -> str:
+    return " ".join(f"word{n}" for n in range(start, start + count))
+
+
+def pdf_of(folder: Path, name: str, pages: list[str]) -> SourceFile:
+    pdf = FPDF()
+    pdf.set_font("Helvetica")
+    for text in pages:
+        pdf.add_page()
+        if text:
+            pdf.multi_cell(0, text=text)
+    pdf.output(str(folder / name))
+    return SourceFile(name, folder / name, {"title": "A paper"})
+
+
+def content(store: InMemoryDocumentStore) -> dict[str, tuple[str, tuple[float, ...]]]:
+    return {d.id: (d.content or "", tuple(d.embedding or ())) for d in store.filter_documents()}
+
+
+class Case:
+    """A store with its embedder, and updates that say little."""
+
+    def __init__(self, store: InMemoryDocumentStore, preparation: Pipeline) -> None:
+        self.store, self.preparation, self.embedder = store, preparation, HashEmbedder()
+
+    def update(self, files: list[SourceFile], **options: object) -> Report:
+        self.embedder.texts.clear()
+        return indexing.update(
+            self.store,
+            files,
+            preparation=self.preparation,
+            embedder=self.embedder,
+            **options,  # type: ignore[arg-type]
+        )
+
+
+@pytest.fixture
+def case(store: InMemoryDocumentStore, preparation: Pipeline) -> Case:
+    return Case(store, preparation)
+
+
+# ------------------------------------------------------------------------------- preparation
+
+
+def test_every_quote_of_a_document_in_force_is_in_one_of_its_passages(preparation):
+    files, gone = indexing.in_force(company_files())
+    passages = {
+        file.document: indexing.prepare(file, preparation).passages
+        for file in indexing.source_files(files)
+    }
+    asked = [
+        evidence
+        for query in load_company().queries
+        for evidence in query.evidence
+        if evidence.document not in gone
+    ]
+    assert len(asked) > 600
+    lost = [
+        evidence.quote
+        for evidence in asked
+        if not any(relevant(p.content, evidence) for p in passages[evidence.document])
+    ]
+    assert not lost
+
+
+def test_passages_say_where_they_come_from(preparation, tmp_path):
+    pages = [words(0, 90), words(90, 90), words(180, 90)]
+    prepared = indexing.prepare(pdf_of(tmp_path, "long.pdf", pages), preparation, "f")
+    assert [p.meta["page_number"] for p in prepared.passages] == [1, 1, 2]
+    assert [p.meta["split_id"] for p in prepared.passages] == [0, 1, 2]
+    for passage in prepared.passages:
+        assert passage.content.startswith("A paper\n")
+        assert passage.meta["document"] == "long.pdf" == passage.meta["file_path"]
+        assert passage.meta["passages"] == 3
+
+
+def test_page_numbers_at_the_foot_are_cleaned_away(preparation):
+    file = next(f for f in company_files() if f.id == "report-2026-q1")
+    text = PdfReader(file.path).pages[0].extract_text()
+    assert "Page 1 of 2" in text
+    prepared = indexing.prepare(indexing.source_files([file])[0], preparation)
+    assert not any("Page 1 of 2" in p.content for p in prepared.passages)
+
+
+def test_in_force_leaves_out_what_a_later_file_replaces():
+    files, gone = indexing.in_force(company_files())
+    assert {file.id for file in files} == {s.id for s in load_company().in_force()}
+    assert len(gone) == len(company_files()) - len(files) > 10
+    initial, none = indexing.in_force(company_files("initial"))
+    assert len(initial) == 115 - len(none)
+
+
+def test_the_preparation_can_be_written_down_and_read_back():
+    text = indexing.preparation().dumps()
+    again = Pipeline.loads(text, allowed_modules=["nim_cookbook.*"])
+    assert again.to_dict()["components"] == indexing.preparation().to_dict()["components"]
+
+
+# ------------------------------------------------------------------------------------ update
+
+
+def test_a_second_run_changes_nothing(case, tmp_path):
+    files = [write(tmp_path, "a.md", words(0, 250)), write(tmp_path, "b.txt", "Short.")]
+    first = case.update(files)
+    before = content(case.store)
+    assert (first.count("added"), first.embedded) == (2, 4)
+    second = case.update(files)
+    assert (second.count("unchanged"), second.embedded) == (2, 0)
+    assert not case.embedder.texts
+    assert content(case.store) == before
+
+
+def test_only_what_changed_is_embedded(case, tmp_path):
+    files = [write(tmp_path, "a.md", words(0, 260)), write(tmp_path, "b.md", "Not touched.")]
+    case.update(files)
+    changed = words(0, 240) + " the end is new"
+    files[0] = write(tmp_path, "a.md", changed)
+    report = case.update(files)
+    assert [o.status for o in report.outcomes] == ["changed", "unchanged"]
+    assert len(case.embedder.texts) == 1
+    assert "the end is new" in case.embedder.texts[0]
+    fresh = InMemoryDocumentStore(shared=False)
+    Case(fresh, case.preparation).update(files)
+    assert content(case.store) == content(fresh)
+
+
+def test_new_metadata_is_written_without_embedding_again(case, tmp_path):
+    file = write(tmp_path, "a.md", "The gate is open.")
+    case.update([file])
+    dated = SourceFile(file.document, file.path, {**file.meta, "date": "2026-07-01"})
+    report = case.update([dated])
+    assert (report.count("changed"), report.embedded) == (1, 0)
+    assert [d.meta["date"] for d in case.store.filter_documents()] == ["2026-07-01"]
+
+
+def test_another_embedding_model_embeds_everything_anew(case, tmp_path):
+    file = write(tmp_path, "a.md", "The gate is open.")
+    case.update([file], settings="one model")
+    report = case.update([file], settings="another model")
+    assert (report.count("changed"), report.embedded) == (1, 1)
+    assert case.store.count_documents() == 1
+
+
+def test_what_is_gone_leaves_the_store(case, tmp_path):
+    files = [write(tmp_path, f"{name}.md", f"About {name}.") for name in "abc"]
+    case.update(files)
+    report = case.update(files[:1], gone=["b.md", "never-seen.md"])
+    assert [(o.document, o.status) for o in report.outcomes] == [
+        ("a.md", "unchanged"),
+        ("b.md", "removed"),
+    ]
+    held = {d.meta["document"] for d in case.store.filter_documents()}
+    assert held == {"a.md", "c.md"}  # c was neither in the batch nor gone
+
+
+def test_a_shorter_version_leaves_nothing_of_the_longer_one(case, tmp_path):
+    case.update([write(tmp_path, "a.md", words(0, 500))])
+    case.update([write(tmp_path, "a.md", words(0, 30))])
+    assert case.store.count_documents() == 1
+
+
+def test_progress_counts_files(case, tmp_path):
+    seen = []
+    files = [write(tmp_path, f"{n}.md", f"Number {n}.") for n in range(5)]
+    case.update(files, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(n, 5) for n in range(1, 6)]
+
+
+def test_many_files_are_embedded_in_large_batches(case, tmp_path):
+    sizes = []
+    run = case.embedder.run
+    case.embedder.run = lambda documents: sizes.append(len(documents)) or run(documents)
+    case.update([write(tmp_path, f"{n}.md", f"Number {n}.") for n in range(120)])
+    assert sum(sizes) == 120
+    assert len(sizes) <= 4
+
+
+def test_an_endpoint_that_goes_away_loses_and_doubles_nothing(case, tmp_path):
+    files = [write(tmp_path, f"{n}.md", words(n, 150)) for n in range(100)]
+    whole = InMemoryDocumentStore(shared=False)
+    Case(whole, case.preparation).update(files)
+    case.embedder = HashEmbedder(fail_after=90)
+    with pytest.raises(RuntimeError, match="went away"):
+        case.update(files)
+    held = case.store.count_documents()
+    assert 0 < held < whole.count_documents()
+    case.embedder = HashEmbedder()
+    case.update(files)
+    assert len(case.embedder.texts) == whole.count_documents() - held
+    assert content(case.store) == content(whole)
+
+
+def test_what_an_interrupted_run_left_of_another_version_is_swept(case, tmp_path):
+    """Killed between writing the new passages and deleting the old ones."""
+    file = write(tmp_path, "a.md", words(0, 150))
+    case.update([file])
+    old = case.store.filter_documents()
+    file = write(tmp_path, "a.md", words(1000, 150))
+    case.update([file])
+    wanted = content(case.store)
+    case.store.write_documents(old)
+    report = case.update([file])
+    assert report.embedded == 0
+    assert content(case.store) == wanted
+
+
+def test_an_unfinished_first_write_is_completed(case, tmp_path):
+    file = write(tmp_path, "a.md", words(0, 400))
+    case.update([file])
+    wanted = content(case.store)
+    case.store.delete_documents(list(wanted)[1:3])
+    report = case.update([file])
+    assert report.embedded == 2
+    assert content(case.store) == wanted
+
+
+def test_two_files_with_one_id_are_refused(case, tmp_path):
+    file = write(tmp_path, "a.md", "Text.")
+    with pytest.raises(DataError, match=r"a\.md and a\.md have the same document id"):
+        case.update([file, file])
+    with pytest.raises(DataError, match="among those that are gone"):
+        case.update([file], gone=["a.md"])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    days=st.lists(
+        st.dictionaries(st.sampled_from("abcd"), st.integers(0, 3), max_size=4),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_after_any_history_the_store_is_as_if_built_at_once(days, tmp_path_factory, preparation):
+    """A day maps each document that exists on it to its version."""
+    folder = tmp_path_factory.mktemp("history")
+    store = InMemoryDocumentStore(shared=False)
+    known: set[str] = set()
+    for day in days:
+        files = [write(folder, f"{n}.md", words(100 * v, 60 * v + 5)) for n, v in day.items()]
+        known |= {file.document for file in files}
+        gone = known - {file.document for file in files}
+        Case(store, preparation).update(files, gone=gone)
+    fresh = InMemoryDocumentStore(shared=False)
+    Case(fresh, preparation).update(files)
+    assert content(store) == content(fresh)
+    shutil.rmtree(folder)
+
+
+# --------------------------------------------------------------------- files that cannot be read
+
+
+def broken(folder: Path) -> SourceFile:
+    path = folder / "broken.pdf"
+    path.write_bytes(company_files()[0].path.read_bytes()[:300])
+    return SourceFile("broken.pdf", path)
+
+
+def encrypted(folder: Path) -> SourceFile:
+    writer = PdfWriter(next(f.path for f in company_files() if f.path.suffix == ".pdf"))
+    writer.encrypt("open sesame", algorithm="RC4-128")
+    writer.write(folder / "locked.pdf")
+    return SourceFile("locked.pdf", folder / "locked.pdf")
+
+
+def other_kind(folder: Path) -> SourceFile:
+    (folder / "table.xlsx").write_bytes(b"PK")
+    return SourceFile("table.xlsx", folder / "table.xlsx")
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (broken, "it cannot be read as a PDF"),
+        (encrypted, "protected by a password"),
+        (lambda f: pdf_of(f, "scan.pdf", ["", ""]), "none of its 2 pages holds text"),
+        (lambda f: write(f, "empty.md", ""), "the file is empty"),
+        (lambda f: write(f, "blank.txt", " \n\n "), "it holds no text"),
+        (lambda f: write(f, "empty.html", "<html><body></body></html>"), "it holds no text"),
+        (other_kind, r"there is no converter for \.xlsx"),
+        (lambda f: SourceFile("none.md", f / "none.md"), "it cannot be read"),
+    ],
+)
+def test_a_file_that_gives_no_text_is_reported_and_the_others_are_indexed(
+    case, tmp_path, make, why, caplog
+):
+    good = write(tmp_path, "good.md", "The gate is open.")
+    for _ in range(2):  # it is reported again at each run
+        report = case.update([make(tmp_path), good])
+        skipped, indexed = report.outcomes
+        assert skipped.status == "skipped"
+        assert re.search(why, skipped.note)
+        assert indexed.passages == 1
+        assert report.notes == (skipped,)
+    assert case.store.count_documents() == 1
+
+
+def test_an_earlier_version_stays_when_the_new_one_cannot_be_read(case, tmp_path):
+    case.update([write(tmp_path, "a.md", "The gate is open.")])
+    report = case.update([write(tmp_path, "a.md", "")])
+    assert report.outcomes[0].note == "the file is empty; its earlier version stays in the index"
+    assert report.outcomes[0].passages == case.store.count_documents() == 1
+
+
+def test_pages_without_text_are_reported_every_time(case, tmp_path):
+    file = pdf_of(tmp_path, "half.pdf", [words(0, 20), "", words(20, 20), ""])
+    for status in ("added", "unchanged"):
+        outcome = case.update([file]).outcomes[0]
+        assert (outcome.status, outcome.passages) == (status, 1)
+        assert outcome.note == "pages 2, 4 hold no text (scanned?)"
+
+
+def test_a_long_pdf_keeps_its_page_numbers(case, tmp_path):
+    file = pdf_of(tmp_path, "long.pdf", [words(100 * n, 100) for n in range(200)])
+    report = case.update([file])
+    assert report.outcomes[0].passages > 200
+    held: list[Document] = case.store.filter_documents()
+    last = max(held, key=lambda d: d.meta["split_id"])
+    assert last.meta["page_number"] == 200
+    assert "word19999" in last.content

@@ -1,0 +1,502 @@
+"""From files to passages in a vector store, and keeping the store true when the files change.
+
+The store is the only memory. Every passage carries its document's id, a fingerprint of the file and
+settings that it was made from, and how many passages the file gave. So a look at the store tells
+what is current, what is out of date and what an interrupted run left behind; there is no second
+record that could disagree. For each changed file the new passages are written before the old ones
+are deleted, so that a run killed at any moment is completed by the next.
+
+Any Haystack document store will do that filters, overwrites and deletes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+from haystack import Document, Pipeline, component
+from haystack.components.converters import (
+    HTMLToDocument,
+    MarkdownToDocument,
+    PyPDFToDocument,
+    TextFileToDocument,
+)
+from haystack.components.joiners import DocumentJoiner
+from haystack.components.preprocessors import DocumentCleaner, DocumentSplitter
+from haystack.components.routers import FileTypeRouter
+from haystack.document_stores.types import DocumentStore, DuplicatePolicy
+from pypdf import PdfReader
+
+from nim_cookbook.corpus import CompanyFile
+from nim_cookbook.errors import DataError
+
+Status = Literal["added", "changed", "unchanged", "removed", "skipped"]
+Progress = Callable[[int, int], None]
+T = TypeVar("T")
+
+#: Passages that are embedded and written together: two of the embedder's usual batches.
+BATCH = 64
+#: Documents looked up in the store at once; bounds the memory that a look-up takes.
+LOOKUP = 50
+#: Words of a passage, and how many of them it shares with the one before it; recipe 03 tells why.
+SPLIT_LENGTH, SPLIT_OVERLAP = 100, 20
+
+#: Page numbers at the foot of a page, with what follows on their line.
+FOOTER = r"Page \d+ of \d+[^\n\f]*"
+
+#: What a converter is called in the preparation, by the media type that the router gives it.
+CONVERTERS = {
+    "application/pdf": "pdf",
+    "text/markdown": "markdown",
+    "text/html": "html",
+    "text/plain": "text",
+}
+# What the converters and the splitter leave behind and no reader needs.
+_SPLITTER_KEYS = frozenset({"source_id", "split_idx_start", "_split_overlap"})
+
+
+class Embedder(Protocol):
+    """What embeds documents: `NvidiaDocumentEmbedder`, or any of Haystack's document embedders."""
+
+    def run(self, documents: list[Document]) -> Mapping[str, Any]:
+        """Return `{"documents": documents with an embedding each}`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file that is to be found.
+
+    Attributes:
+        document: The document's id; a new version of the file keeps it.
+        path: Where the file is.
+        meta: What else is known, such as `title` and `date`; every passage carries it.
+    """
+
+    document: str
+    path: Path
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one file.
+
+    Attributes:
+        document: The document's id.
+        status: `added`, `changed` (other content, metadata or settings than before), `unchanged`,
+            `removed` or `skipped`.
+        passages: How many passages of it the store now holds.
+        embedded: How many of them had to be embedded.
+        note: What a person should know, such as why it was skipped.
+    """
+
+    document: str
+    status: Status
+    passages: int = 0
+    embedded: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What an update did, file by file."""
+
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def embedded(self) -> int:
+        """How many passages were embedded."""
+        return sum(outcome.embedded for outcome in self.outcomes)
+
+    @property
+    def notes(self) -> tuple[Outcome, ...]:
+        """Return the files that somebody should look at: skipped ones, and those with a remark."""
+        return tuple(outcome for outcome in self.outcomes if outcome.note)
+
+    def count(self, status: Status) -> int:
+        """Return how many files ended so."""
+        return sum(outcome.status == status for outcome in self.outcomes)
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        kinds: tuple[Status, ...] = ("added", "changed", "removed", "unchanged", "skipped")
+        counts = ", ".join(f"{n} {kind}" for kind in kinds if (n := self.count(kind)))
+        return f"{counts or 'nothing to do'}; {self.embedded} passages embedded"
+
+
+@component
+class TitleLine:
+    """Begin each passage with the title of its document.
+
+    A passage from the middle of a document rarely says what it is about. With the title in its text
+    keyword search, vectors, reranker and chat model all know.
+    """
+
+    @component.output_types(documents=list[Document])
+    def run(self, documents: list[Document]) -> dict[str, list[Document]]:
+        """Return the passages with `meta["title"]`, where there is one, as their first line."""
+        titled = [
+            replace(d, content=f"{title}\n{d.content}") if (title := d.meta.get("title")) else d
+            for d in documents
+        ]
+        return {"documents": titled}
+
+
+def preparation(split_length: int = SPLIT_LENGTH, split_overlap: int = SPLIT_OVERLAP) -> Pipeline:
+    """Return the pipeline from files to passages; recipe 03 builds the same step by step.
+
+    Inputs `router.sources` and `router.meta`; output `title.documents`.
+
+    Args:
+        split_length: Most words of a passage.
+        split_overlap: Words that a passage shares with the one before it.
+    """
+    pipeline = Pipeline()
+    pipeline.add_component("router", FileTypeRouter(list(CONVERTERS)))
+    pipeline.add_component("pdf", PyPDFToDocument())
+    pipeline.add_component(
+        "markdown", MarkdownToDocument(extract_frontmatter=True, progress_bar=False)
+    )
+    pipeline.add_component("html", HTMLToDocument())
+    pipeline.add_component("text", TextFileToDocument())
+    pipeline.add_component("joiner", DocumentJoiner())
+    pipeline.add_component("cleaner", DocumentCleaner(remove_extra_whitespaces=False, remove_regex=FOOTER))
+    pipeline.add_component(
+        "splitter",
+        DocumentSplitter(split_by="word", split_length=split_length, split_overlap=split_overlap),
+    )
+    pipeline.add_component("title", TitleLine())
+    for media_type, converter in CONVERTERS.items():
+        pipeline.connect(f"router.{media_type}", f"{converter}.sources")
+        pipeline.connect(f"{converter}.documents", "joiner.documents")
+    pipeline.connect("joiner.documents", "cleaner.documents")
+    pipeline.connect("cleaner.documents", "splitter.documents")
+    pipeline.connect("splitter.documents", "title.documents")
+    return pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The passages of one file.
+
+    Attributes:
+        file: The file.
+        fingerprint: Of its bytes, metadata and the settings; the same file gives the same.
+        passages: Its passages, without vectors; none when it could not be read.
+        note: What a person should know.
+    """
+
+    file: SourceFile
+    fingerprint: str
+    passages: tuple[Document, ...]
+    note: str
+
+
+def source_files(files: Iterable[CompanyFile]) -> list[SourceFile]:
+    """Return the company's files with their metadata, for `update`."""
+    return [
+        SourceFile(file.id, file.path, {"title": file.title, "kind": file.kind, "date": file.date})
+        for file in files
+    ]
+
+
+def in_force(files: Iterable[CompanyFile]) -> tuple[list[CompanyFile], list[str]]:
+    """Part what is in force from what a later file superseded or withdrew.
+
+    A notice that only withdraws another document is a document itself, and stays.
+
+    Returns:
+        The files in force, and the ids of the documents that are gone.
+    """
+    files = list(files)
+    gone = {name for file in files for name in (file.supersedes, file.withdraws) if name}
+    return [file for file in files if file.id not in gone], sorted(gone)
+
+
+def prepare(file: SourceFile, pipeline: Pipeline, fingerprint: str = "") -> Prepared:
+    """Convert, clean and split one file.
+
+    Args:
+        file: The file.
+        pipeline: See `preparation`.
+        fingerprint: Of this version of the file; part of the passages' ids.
+    """
+    result = pipeline.run(
+        {"router": {"sources": [file.path], "meta": [dict(file.meta)]}},
+        include_outputs_from={"router", "joiner"},
+    )
+    passages = [
+        passage
+        for passage in result.get("title", {}).get("documents", ())
+        if _own_text(passage).strip()
+    ]
+    if not passages:
+        unknown = not set(CONVERTERS) & set(result.get("router", {}))
+        return Prepared(file, fingerprint, (), _why_empty(file.path, unknown))
+    text = result["joiner"]["documents"][0].content or ""
+    note = _empty_pages(text) if file.path.suffix.lower() == ".pdf" else ""
+    return Prepared(file, fingerprint, tuple(_identified(file, fingerprint, passages, note)), note)
+
+
+def update(
+    store: DocumentStore,
+    files: Iterable[SourceFile],
+    *,
+    preparation: Pipeline,
+    embedder: Embedder,
+    gone: Iterable[str] = (),
+    settings: str = "",
+    progress: Progress | None = None,
+) -> Report:
+    """Bring the passages of some files up to date, and remove those of documents that are gone.
+
+    Files with the same bytes, metadata and settings as before are not converted, embedded or
+    written again. Of a changed file, passages whose text is as before keep their vectors. A file
+    that cannot be read is skipped, and what the store holds of an earlier version stays.
+
+    Args:
+        store: Where the passages are; a Haystack document store.
+        files: The files, all or those of one batch.
+        preparation: From files to passages; see the function of that name.
+        embedder: Embeds passages.
+        gone: Ids of documents that were withdrawn, superseded or deleted.
+        settings: What else decides the vectors, above all the embedding model: when it changes,
+            everything is embedded anew.
+        progress: Called with the number of files done and of all.
+
+    Returns:
+        What became of each file, in the order of the files, then the removed ones.
+
+    Raises:
+        DataError: Two files have the same document id, one is among those that are gone, or the
+            embedder left a passage without a vector.
+    """
+    files, gone = list(files), list(dict.fromkeys(gone))
+    _check(files, gone)
+    run = _Update(store, preparation, embedder, _digest(preparation.dumps(), settings))
+    outcomes: list[Outcome] = []
+    for some in _batched(files, LOOKUP):
+        for outcome in run.files(some):
+            outcomes.append(outcome)
+            if progress:
+                progress(len(outcomes), len(files))
+    for names in _batched(gone, LOOKUP):
+        outcomes += run.remove(names)
+    order = {file.document: n for n, file in enumerate(files)}
+    return Report(tuple(sorted(outcomes, key=lambda o: order.get(o.document, len(order)))))
+
+
+def fingerprint(file: SourceFile, settings: str = "") -> str:
+    """Return a hash of a file's bytes, name, metadata and the settings: 32 hexadecimal digits.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    content = hashlib.sha256(file.path.read_bytes()).hexdigest()
+    meta = json.dumps(dict(file.meta), sort_keys=True, default=str)
+    return _digest(content, file.path.name, meta, settings)
+
+
+class _Update:
+    """One run over a store."""
+
+    def __init__(
+        self, store: DocumentStore, preparation: Pipeline, embedder: Embedder, settings: str
+    ) -> None:
+        self._store = store
+        self._preparation = preparation
+        self._embedder = embedder
+        self._settings = settings
+
+    def files(self, files: Sequence[SourceFile]) -> Iterator[Outcome]:
+        """Bring some files up to date; whole batches of passages are embedded at a time."""
+        held = self._held([file.document for file in files])
+        waiting: list[Prepared] = []
+        for file in files:
+            known = held.get(file.document, [])
+            item = self._prepare(file, known)
+            if isinstance(item, Outcome):
+                yield item
+                continue
+            waiting.append(item)
+            if sum(len(prepared.passages) for prepared in waiting) >= BATCH:
+                yield from self._write(waiting, held)
+                waiting = []
+        yield from self._write(waiting, held)
+
+    def remove(self, names: Sequence[str]) -> list[Outcome]:
+        """Delete the passages of documents; those that the store does not know are no outcome."""
+        held = self._held(names)
+        self._delete([passage for passages in held.values() for passage in passages])
+        return [Outcome(name, "removed") for name in names if name in held]
+
+    def _held(self, names: Sequence[str]) -> dict[str, list[Document]]:
+        """Return the passages, with vectors, that the store holds of some documents."""
+        held: dict[str, list[Document]] = {}
+        wanted = {"field": "meta.document", "operator": "in", "value": list(names)}
+        for passage in self._store.filter_documents(filters=wanted):
+            held.setdefault(passage.meta["document"], []).append(passage)
+        return held
+
+    def _prepare(self, file: SourceFile, known: Sequence[Document]) -> Prepared | Outcome:
+        """Return what has to be written of a file, or its outcome if that is nothing."""
+        try:
+            wanted = fingerprint(file, self._settings)
+        except OSError as error:
+            return _skipped(file, f"it cannot be read ({error.strerror})", known)
+        current = [p for p in known if p.meta["fingerprint"] == wanted]
+        complete = bool(current) and len(current) == current[0].meta["passages"]
+        if complete and len(current) == len(known):
+            note = next((p.meta["note"] for p in current if p.meta.get("note")), "")
+            return Outcome(file.document, "unchanged", len(current), note=note)
+        prepared = prepare(file, self._preparation, wanted)
+        return prepared if prepared.passages else _skipped(file, prepared.note, known)
+
+    def _write(
+        self, waiting: Sequence[Prepared], held: Mapping[str, list[Document]]
+    ) -> Iterator[Outcome]:
+        """Embed and write the new passages of some files, then delete the old ones."""
+        ready: dict[str, Document] = {}
+        missing: list[Document] = []
+        for prepared in waiting:
+            vectors = self._vectors(held.get(prepared.file.document, ()))
+            for passage in prepared.passages:
+                passage = replace(passage, meta={**passage.meta, "settings": self._settings})
+                vector = vectors.get(passage.content or "")
+                if vector:
+                    ready[passage.id] = replace(passage, embedding=vector)
+                else:
+                    missing.append(passage)
+        ready.update((passage.id, passage) for passage in self._embed(missing))
+        if ready:
+            self._store.write_documents(list(ready.values()), policy=DuplicatePolicy.OVERWRITE)
+        self._delete(
+            [
+                passage
+                for prepared in waiting
+                for passage in held.get(prepared.file.document, ())
+                if passage.id not in ready
+            ]
+        )
+        embedded = {passage.id for passage in missing}
+        for prepared in waiting:
+            name = prepared.file.document
+            yield Outcome(
+                name,
+                "changed" if name in held else "added",
+                len(prepared.passages),
+                sum(passage.id in embedded for passage in prepared.passages),
+                prepared.note,
+            )
+
+    def _vectors(self, passages: Iterable[Document]) -> dict[str, list[float]]:
+        """Return the vectors, by text, that were made with the same settings."""
+        return {
+            passage.content or "": passage.embedding
+            for passage in passages
+            if passage.embedding and passage.meta["settings"] == self._settings
+        }
+
+    def _embed(self, passages: list[Document]) -> list[Document]:
+        if not passages:
+            return []
+        embedded: list[Document] = list(self._embedder.run(documents=passages)["documents"])
+        if len(embedded) != len(passages) or not all(passage.embedding for passage in embedded):
+            raise DataError("The embedder left a passage without a vector; nothing was written.")
+        return embedded
+
+    def _delete(self, passages: Sequence[Document]) -> None:
+        if passages:
+            self._store.delete_documents([passage.id for passage in passages])
+
+
+def _identified(
+    file: SourceFile, fingerprint: str, passages: Sequence[Document], note: str
+) -> Iterator[Document]:
+    """Give passages their lasting ids and the metadata that `update` looks for."""
+    for number, passage in enumerate(passages):
+        own = {key: value for key, value in passage.meta.items() if key not in _SPLITTER_KEYS}
+        meta = own | {
+            "file_path": file.path.name,
+            "document": file.document,
+            "fingerprint": fingerprint,
+            "passages": len(passages),
+            "split_id": number,
+        }
+        if note and number == 0:
+            meta["note"] = note
+        name = _digest(file.document, fingerprint, str(number))
+        yield Document(id=name, content=passage.content, meta=meta)
+
+
+def _own_text(passage: Document) -> str:
+    """Return a passage without its title line: a title alone is no passage."""
+    return (passage.content or "").removeprefix(f"{passage.meta.get('title')}\n")
+
+
+def _why_empty(path: Path, unknown: bool) -> str:
+    """Say why a file gave no passage."""
+    if unknown:
+        return f"there is no converter for {path.suffix or 'files without an ending'}"
+    if path.stat().st_size == 0:
+        return "the file is empty"
+    if path.suffix.lower() != ".pdf":
+        return "it holds no text"
+    try:
+        reader = PdfReader(path)
+        if reader.is_encrypted:
+            return "it is protected by a password: save it without one"
+        return f"none of its {len(reader.pages)} pages holds text (a scan?): run OCR on it first"
+    except Exception as error:  # pypdf raises many kinds on broken files
+        return f"it cannot be read as a PDF ({str(error).rstrip('.') or type(error).__name__})"
+
+
+def _empty_pages(text: str) -> str:
+    """Say which pages of a PDF hold no text; pages end with a form feed."""
+    empty = [str(n) for n, page in enumerate(text.split("\f"), 1) if not page.strip()]
+    if not empty:
+        return ""
+    shown = ", ".join(empty[:8]) + (", ..." if len(empty) > 8 else "")
+    pages = f"page {shown} holds" if len(empty) == 1 else f"pages {shown} hold"
+    return f"{pages} no text (scanned?)"
+
+
+def _skipped(file: SourceFile, why: str, known: Sequence[Document]) -> Outcome:
+    note = f"{why}; its earlier version stays in the index" if known else why
+    return Outcome(file.document, "skipped", len(known), note=note)
+
+
+def _check(files: Sequence[SourceFile], gone: Sequence[str]) -> None:
+    seen: dict[str, SourceFile] = {}
+    for file in files:
+        if file.document in seen:
+            first = seen[file.document].path.name
+            raise DataError(
+                f"{file.path.name} and {first} have the same document id {file.document!r}: "
+                "give each file an id of its own."
+            )
+        seen[file.document] = file
+    for name in gone:
+        if name in seen:
+            raise DataError(
+                f"The document {name!r} is among the files and among those that are gone: leave "
+                "it out of one of the two."
+            )
+
+
+def _digest(*parts: str) -> str:
+    """Return 32 hexadecimal digits of SHA-256 over some texts, kept apart by their lengths."""
+    joined = "".join(f"{len(part)}:{part}" for part in parts)
+    return hashlib.sha256(joined.encode()).hexdigest()[:32]
+
+
+def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
