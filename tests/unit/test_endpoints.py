@@ -296,6 +296,43 @@ def test_hosted_mode_takes_self_hosted_nims_where_there_are_some(nim):
     assert endpoints.connect("nim").mode == "self-hosted"
 
 
+def test_the_embedding_model_may_have_an_address_and_a_key_of_its_own(nim):
+    use(COOKBOOK_ENDPOINTS="hosted", NVIDIA_API_KEY=FAKE)
+    use(NVIDIA_EMBEDDINGS_URL=nim.url, NVIDIA_EMBEDDINGS_KEY="my-embedding-key")
+    found = endpoints.connect()
+    assert found.embedding.url == nim.url
+    assert found.embedding.model == "some/model"
+    assert found.embedding.key_variable == "NVIDIA_EMBEDDINGS_KEY"
+    assert found.embedding.weights == "some/model (self-hosted)"
+    assert found.chat.key_variable == "NVIDIA_API_KEY"
+    assert {header for _, header in nim.seen} == {"Bearer my-embedding-key"}
+
+
+def test_the_hosted_key_never_follows_the_embedding_model(nim):
+    use(COOKBOOK_ENDPOINTS="hosted", NVIDIA_API_KEY=FAKE, NVIDIA_EMBEDDINGS_URL=nim.url)
+    assert endpoints.connect().embedding.key == "not-needed"
+    assert FAKE not in str(nim.seen)
+    use(NVIDIA_EMBEDDINGS_KEY=FAKE)
+    with pytest.raises(ConfigurationError, match="NVIDIA_EMBEDDINGS_KEY holds an NVIDIA key"):
+        endpoints.connect()
+
+
+def test_the_embedding_model_may_have_a_second_key_at_nvidia():
+    other = FAKE + "-2"
+    use(COOKBOOK_ENDPOINTS="hosted", NVIDIA_API_KEY=FAKE, NVIDIA_EMBEDDINGS_KEY=other)
+    use(NVIDIA_EMBEDDINGS_MODEL="nvidia/nv-embedqa-e5-v5")
+    found = endpoints.connect().embedding
+    assert (found.key, found.model) == (other, "nvidia/nv-embedqa-e5-v5")
+    assert found.weights == "nvidia/nv-embedqa-e5-v5 (hosted by NVIDIA)"
+
+
+def test_a_self_hosted_embedding_model_may_have_a_key_of_its_own(nim):
+    found = self_hosted(nim, NIM_EMBEDDING_URL=nim.url, NVIDIA_EMBEDDINGS_KEY="my-embedding-key")
+    assert found.embedding.key == "my-embedding-key"
+    assert found.chat.key == "not-needed"
+    assert "Bearer my-embedding-key" in {header for _, header in nim.seen}
+
+
 def test_self_hosted_mode_never_goes_to_nvidia_even_with_a_key(nim, stand_in):
     use(COOKBOOK_ENDPOINTS="self-hosted", NVIDIA_API_KEY=FAKE, NIM_CHAT_URL=nim.url)
     assert endpoints.connect("catalog").mode == "local"

@@ -11,8 +11,10 @@ A notebook calls `connect()` and never needs to know the mode:
 
 `COOKBOOK_ENDPOINTS` chooses the mode: `local` (the default; real small models on this machine,
 no key), `hosted` (NVIDIA's API catalog, `NVIDIA_API_KEY`) or `self-hosted` (your own NIM
-containers, `NIM_CHAT_URL`, `NIM_EMBEDDING_URL`, `NIM_RERANKING_URL`). A `.env` file is read and
-does not override the environment.
+containers, `NIM_CHAT_URL`, `NIM_EMBEDDING_URL`, `NIM_RERANKING_URL`). In hosted mode
+`NVIDIA_EMBEDDINGS_URL`, `NVIDIA_EMBEDDINGS_KEY` and `NVIDIA_EMBEDDINGS_MODEL`, each optional, take
+the embedding model elsewhere; the key holds in self-hosted mode too. A `.env` file is read and does
+not override the environment.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import re
 import time
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import httpx
@@ -44,6 +46,9 @@ Mode = Literal["local", "hosted", "self-hosted"]
 Api = Literal["any", "catalog", "nim"]
 
 HOSTED_URL = "https://integrate.api.nvidia.com/v1"
+# With keys.EMBEDDINGS_KEY: an embedding model with an address, key and id of its own.
+EMBEDDINGS_URL = "NVIDIA_EMBEDDINGS_URL"
+EMBEDDINGS_MODEL = "NVIDIA_EMBEDDINGS_MODEL"
 # Hosted models may have to be woken up; nothing local takes that long.
 PROGRESS_SECONDS = 5.0
 CALL_TIMEOUT = httpx.Timeout(30.0, connect=5.0)
@@ -290,7 +295,32 @@ def _hosted() -> Endpoints:
             rerank_url=model.hosted_url,
         )
 
-    return Endpoints("hosted", {r: endpoint(r, load_registry().default(r)) for r in ROLES})
+    endpoints = {r: endpoint(r, load_registry().default(r)) for r in ROLES}
+    endpoints["embedding"] = _own_embedding(endpoints["embedding"])
+    return Endpoints("hosted", endpoints)
+
+
+def _own_embedding(usual: Endpoint) -> Endpoint:
+    """Give the embedding model a URL, a key and an id of its own, where those are configured.
+
+    Vectors cannot be mixed, so people keep the embedding model where it is when the others move.
+    """
+    text = os.environ.get(EMBEDDINGS_URL, "").strip()
+    key = keys.find_key(keys.EMBEDDINGS_KEY)
+    wanted = os.environ.get(EMBEDDINGS_MODEL, "").strip()
+    if not (text or key or wanted):
+        return usual
+    url = base_url(text, EMBEDDINGS_URL) if text else usual.url
+    at_nvidia = keys.is_nvidia_url(url)
+    variable = keys.EMBEDDINGS_KEY if key or not at_nvidia else usual.key_variable
+    key = keys.embeddings_key() if variable == keys.EMBEDDINGS_KEY else usual.key
+    keys.guard(key, url, key_variable=variable, url_variable=EMBEDDINGS_URL)
+    model = wanted or usual.model
+    weights = f"{model} (hosted by NVIDIA)"
+    if not at_nvidia:
+        model = _served_model("embedding", url, key, EMBEDDINGS_URL, EMBEDDINGS_MODEL)
+        weights = _stand_in(url, "embedding", key) or f"{model} (self-hosted)"
+    return replace(usual, url=url, model=model, key_variable=variable, weights=weights)
 
 
 def _self_hosted(wait: float = 0) -> Endpoints:
@@ -301,21 +331,23 @@ def _self_hosted(wait: float = 0) -> Endpoints:
             "NIM_RERANKING_URL is set: set those that the recipe uses, such as "
             "NIM_CHAT_URL=http://localhost:8000/v1."
         )
-    key = keys.self_hosted_key()
     endpoints: dict[Role, Endpoint] = {}
     deadline = time.monotonic() + wait
     for role, text in urls.items():
         variable = f"NIM_{role.upper()}_URL"
         url = base_url(text, variable)
-        keys.guard(key, url, key_variable=keys.SELF_HOSTED_KEY, url_variable=variable)
+        own_key = role == "embedding" and keys.find_key(keys.EMBEDDINGS_KEY)
+        key_variable = keys.EMBEDDINGS_KEY if own_key else keys.SELF_HOSTED_KEY
+        key = keys.embeddings_key() if own_key else keys.self_hosted_key()
+        keys.guard(key, url, key_variable=key_variable, url_variable=variable)
         if wait > 0:
             _wait_until_ready(role, url, key, deadline)
-        model = _served_model(role, url, key, variable)
+        model = _served_model(role, url, key, variable, f"NIM_{role.upper()}_MODEL")
         endpoints[role] = Endpoint(
             role=role,
             url=url,
             model=model,
-            key_variable=keys.SELF_HOSTED_KEY,
+            key_variable=key_variable,
             weights=_stand_in(url, role, key) or f"{model} (self-hosted)",
             rerank_url=url if role == "reranking" else None,
         )
@@ -346,14 +378,14 @@ def _nim_urls() -> dict[Role, str]:
     return {role: os.environ.get(f"NIM_{role.upper()}_URL", "").strip() for role in ROLES}
 
 
-def _served_model(role: Role, url: str, key: str, variable: str) -> str:
+def _served_model(role: Role, url: str, key: str, variable: str, model_variable: str) -> str:
     """Choose the model id: the one asked for, else the catalog's default, else the first."""
     listed = _listed_models(url, key, variable)
-    wanted = os.environ.get(f"NIM_{role.upper()}_MODEL", "").strip()
+    wanted = os.environ.get(model_variable, "").strip()
     if wanted and wanted not in listed:
         raise UnknownModelError(
-            f"NIM_{role.upper()}_MODEL is {wanted[:80]!r}, which {url} does not serve: choose one "
-            f"of {', '.join(listed[:8])}."
+            f"{model_variable} is {wanted[:80]!r}, which {url} does not serve: choose one of "
+            f"{', '.join(listed[:8])}."
         )
     default = load_registry().default(role).id
     return wanted or (default if default in listed else listed[0])

@@ -16,6 +16,7 @@ from nim_cookbook.errors import ConfigurationError, MissingKeyError
 NVIDIA_KEY = "NVIDIA_API_KEY"
 LOCAL_KEY = "COOKBOOK_LOCAL_KEY"
 SELF_HOSTED_KEY = "NIM_API_KEY"
+EMBEDDINGS_KEY = "NVIDIA_EMBEDDINGS_KEY"
 KEY_PAGE = "https://build.nvidia.com/settings/api-keys"
 
 # An allow-list over the whole URL rather than a parsed host: parsers disagree about `\`, `@` and
@@ -88,22 +89,32 @@ def nvidia_key() -> str:
 
 
 def self_hosted_key() -> str:
-    """Find the key for self-hosted NIMs, which mostly need none.
-
-    Returns:
-        The key. Without one `NIM_API_KEY` is set to `not-needed`, because the client packages
-        refuse an unset variable.
+    """Find the key for self-hosted NIMs, which mostly need none; kept in `NIM_API_KEY`.
 
     Raises:
         MissingKeyError: The value cannot be sent in a header.
     """
-    key = find_key(SELF_HOSTED_KEY) or "not-needed"
+    return _optional_key(SELF_HOSTED_KEY)
+
+
+def embeddings_key() -> str:
+    """Find the embedding model's own key; kept in `NVIDIA_EMBEDDINGS_KEY`.
+
+    Raises:
+        MissingKeyError: The value cannot be sent in a header.
+    """
+    return _optional_key(EMBEDDINGS_KEY)
+
+
+def _optional_key(variable: str) -> str:
+    """Find a key; without one `not-needed` is set, because the clients refuse unset variables."""
+    key = find_key(variable) or "not-needed"
     if _KEY.fullmatch(key) is None:
         raise MissingKeyError(
-            f"{SELF_HOSTED_KEY} holds white space or characters that no key has: set it again, or "
-            "unset it if the endpoint needs no key."
+            f"{variable} holds white space or characters that no key has: set it again, or unset "
+            "it if the endpoint needs no key."
         )
-    os.environ[SELF_HOSTED_KEY] = key
+    os.environ[variable] = key
     return key
 
 
