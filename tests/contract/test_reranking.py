@@ -48,6 +48,21 @@ def test_a_passage_scores_the_same_alone_and_in_company(http):
     assert alone == pytest.approx(logits[1], abs=1e-3)
 
 
+def test_equal_passages_stay_in_the_order_given(http):
+    rankings = rank(http, [*PASSAGES, PASSAGES[1], PASSAGES[0], PASSAGES[1]]).json()["rankings"]
+    places = [entry["index"] for entry in rankings]
+    assert places[:3] == [1, 3, 5]
+    assert places.index(0) < places.index(4)
+    assert len({entry["logit"] for entry in rankings[:3]}) == 1
+
+
+def test_a_logit_compares_across_requests(http):
+    """A threshold on it tells an answered question from one that no passage answers."""
+    answered = max(entry["logit"] for entry in rank(http).json()["rankings"])
+    other = rank(http, query="How many valves does a trumpet have?").json()["rankings"]
+    assert answered > max(entry["logit"] for entry in other) + 2
+
+
 def test_model_may_be_null(http):
     assert rank(http, model=None).status_code == 200
 

@@ -17,9 +17,12 @@ from nbconvert import HTMLExporter
 from PIL import Image
 
 from nim_cookbook import display
+from nim_cookbook.corpus import Evidence, Query
 from nim_cookbook.data import people, people_questions
 from nim_cookbook.errors import DataError
+from nim_cookbook.evaluation import Passage, score_retrieval
 from nim_cookbook.models import load_registry
+from nim_cookbook.refusal import refusal_curve, refusal_rates
 from nim_cookbook.scoring import score_answers
 
 WEIGHTS = "Tiny, Q4_1 (local stand-in)"
@@ -246,3 +249,61 @@ def test_similarity_chart():
 def test_similarity_chart_needs_a_square():
     with pytest.raises(DataError, match="square"):
         display.similarity_chart([[1.0, 0.5]], ["cat", "stock"], weights=WEIGHTS)
+
+
+def judged(name, kind):
+    return Query(name, "?", ("x",), kind, (Evidence("a"),))
+
+
+def scored(*ranks):
+    """Scores of a retriever that finds what is wanted at these places."""
+    queries = [judged(str(n), "lookup" if n % 2 else "paraphrase") for n in range(len(ranks))]
+    run = {
+        q.id: [Passage("b", "no")] * (rank - 1) + [Passage("a", "yes")]
+        for q, rank in zip(queries, ranks, strict=True)
+    }
+    return score_retrieval(run, queries)
+
+
+def test_retrieval_table():
+    systems = {"BM25": scored(1, 2, 1, 2), "fused": scored(1, 1, 1, 1)}
+    table = display.retrieval_table(systems, {"BM25": 1.4, "fused": 20.6}, weights=WEIGHTS)
+    assert WEIGHTS in table.caption and "4 questions" in table.caption
+    assert table.frame["retriever"].tolist() == ["BM25", "fused"]
+    assert table.frame["mrr"].tolist()[0].startswith("0.750 [0.")
+    assert table.frame["ms"].tolist() == [1, 21]
+    with pytest.raises(DataError, match="no time for fused"):
+        display.retrieval_table(systems, {"BM25": 1.4}, weights=WEIGHTS)
+
+
+def test_retrieval_plot():
+    systems = {"BM25": scored(1, 2, 1, 2), "fused": scored(1, 1, 1, 1)}
+    picture = display.retrieval_plot(systems, "mrr", weights=WEIGHTS)
+    check_picture(
+        picture, WEIGHTS, "all, 4 questions: BM25 0.750", "lookup, 2 questions: BM25 0.500",
+        "paraphrase, 2 questions: BM25 1.000", "fused 1.000 [1.000, 1.000]",
+    )  # fmt: skip
+
+
+def test_retrieval_pictures_compare_only_what_compares():
+    other = score_retrieval({}, [judged("9", "lookup")])
+    with pytest.raises(DataError, match="different questions"):
+        display.retrieval_plot({"a": scored(1), "b": other}, weights=WEIGHTS)
+    with pytest.raises(DataError, match="no retrievers"):
+        display.retrieval_table({}, {}, weights=WEIGHTS)
+    with pytest.raises(DataError, match="has no recall@100"):
+        display.retrieval_plot({"a": scored(1)}, "recall@100", weights=WEIGHTS)
+    with pytest.raises(DataError, match="not 7"):
+        display.retrieval_plot({str(n): scored(1) for n in range(7)}, weights=WEIGHTS)
+
+
+def test_refusal_plot():
+    logits, answerable = [0.0, 1.0, 2.0, 3.0], [False, True, False, True]
+    curve = refusal_curve(logits, answerable)
+    rates = refusal_rates(logits, answerable, 0.5)
+    picture = display.refusal_plot({"near": curve}, {"near": rates}, weights=WEIGHTS)
+    check_picture(picture, WEIGHTS, "near", "refuses 0.500", "wrong refusals, at most 0.500")
+    with pytest.raises(DataError, match="same names"):
+        display.refusal_plot({"near": curve}, {"far": rates}, weights=WEIGHTS)
+    with pytest.raises(DataError, match="one to four curves"):
+        display.refusal_plot({}, {}, weights=WEIGHTS)

@@ -751,5 +751,19 @@ def test_the_helper_imports_without_the_servers():
     assert run.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("module", ["nim_cookbook.endpoints", "cookbook_cli.app"])
+def test_haystack_reports_to_nobody_unless_asked_to(module):
+    code = (
+        f"import {module}, haystack, os; from haystack.telemetry._telemetry import telemetry;"
+        "print(os.environ['HAYSTACK_TELEMETRY_ENABLED'], telemetry)"
+    )
+    for value, shown in ((None, "False None"), ("True", "True <")):
+        environment = {k: v for k, v in os.environ.items() if k != "HAYSTACK_TELEMETRY_ENABLED"}
+        environment |= {"HAYSTACK_TELEMETRY_ENABLED": value} if value else {}
+        environment |= {"HOME": os.environ["COOKBOOK_CACHE_DIR"]}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+        assert done.stdout.decode().startswith(shown), done.stderr
+
+
 def test_keys_module_is_the_only_place_that_knows_the_variables():
     assert (keys.NVIDIA_KEY, keys.LOCAL_KEY) == ("NVIDIA_API_KEY", "COOKBOOK_LOCAL_KEY")

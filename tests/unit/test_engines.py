@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from local_endpoints import weights as store
-from local_endpoints.engines import onnx_bert
+from local_endpoints.engines import onnx_bert, relevance
 from local_endpoints.engines.batching import Batcher, BatcherClosed
 from local_endpoints.engines.embedding import EmbeddingEngine
 from local_endpoints.engines.encoder import Encoder, InputTooLong
@@ -154,6 +154,8 @@ async def test_the_capital_is_ranked_first(reranking: RerankingEngine) -> None:
     result = await reranking.rank("Capital of France", passages)
     assert best_first(passages, result.logits) == ["Paris", "Lyon", "London"]
     assert result.tokens == 5 + 3 * 3
+    result = await reranking.rank("What is the capital of France?", passages)
+    assert best_first(passages, result.logits)[0] == "Paris"
 
 
 async def test_the_answer_is_ranked_first(reranking: RerankingEngine) -> None:
@@ -178,9 +180,105 @@ async def test_a_passage_that_repeats_the_query_has_the_highest_logit(
     reranking: RerankingEngine,
 ) -> None:
     result = await reranking.rank("a red boat", ["a red boat", "a blue boat", "tax law", ""])
-    assert result.logits.index(max(result.logits)) == 0
-    assert result.logits[0] == pytest.approx(7 * (1 - 0.6), abs=1e-3)
+    assert best_first(["same", "blue", "tax", ""], result.logits)[:2] == ["same", "blue"]
+    assert result.logits[0] > 0, "most likely right"
+    assert max(result.logits[2:]) < -3, "most likely wrong"
     assert all(np.isfinite(result.logits))
+
+
+async def test_more_of_the_query_gives_a_higher_logit(reranking: RerankingEngine) -> None:
+    passages = [
+        "The river rose by two metres in March.",
+        "The river fell in summer.",
+        "Bread is baked in an oven.",
+    ]
+    result = await reranking.rank("When did the river rise by two metres?", passages)
+    assert result.logits == sorted(result.logits, reverse=True)
+    assert result.logits[0] - result.logits[2] > 2
+
+
+async def test_codes_and_dates_are_looked_up(reranking: RerankingEngine) -> None:
+    for asked, text in (
+        ("What does error {} mean?", "Error {} means that the battery is low."),
+        ("Which sensor fits the {}?", "The {} takes the sensor with the long cable."),
+        ("What happened on {}?", "On {} the gauge stopped sending."),
+    ):
+        codes = (
+            ["14 March 2025", "15 March 2025", "14 April 2025"]
+            if "happened" in asked
+            else ["RG-5", "RG-7", "DP-5", "E41"]
+        )
+        passages = [text.format(code) for code in codes]
+        for place, code in enumerate(codes):
+            logits = (await reranking.rank(asked.format(code), passages)).logits
+            assert logits.index(max(logits)) == place, (asked, code, logits)
+
+
+async def test_equal_passages_have_equal_logits(reranking: RerankingEngine) -> None:
+    """Whatever they are batched with, so that they stay in the order of the request."""
+    filler = [f"passage {n} about rivers " + "and lakes " * (n % 40) for n in range(30)]
+    twice = ["A lake is still water.", *filler[:15], "A lake is still water.", *filler[15:]]
+    logits = (await reranking.rank("What is a lake?", twice)).logits
+    assert logits[0] == logits[16]
+    turned = (await reranking.rank("What is a lake?", twice[::-1])).logits[::-1]
+    np.testing.assert_allclose(turned, logits, atol=2e-4)
+
+
+@pytest.mark.parametrize("query", ["", "?", "the", "what is it", "何ですか", "😀 😀", "Что это?"])
+async def test_queries_of_little_content_get_finite_logits(
+    reranking: RerankingEngine, query: str
+) -> None:
+    result = await reranking.rank(
+        query, ["Paris is in France.", "", "パリはフランスにある。", "😀"]
+    )
+    assert all(np.isfinite(result.logits))
+
+
+async def test_stop_words_do_not_decide(reranking: RerankingEngine) -> None:
+    passages = ["It is what it is, and that is what it is for.", "Turbines need water pressure."]
+    result = await reranking.rank("What is it that the turbine is for?", passages)
+    assert best_first(passages, result.logits)[0] == passages[1]
+
+
+async def test_other_scripts_are_ranked(reranking: RerankingEngine) -> None:
+    passages = ["Берлин стоит на Шпрее.", "Москва стоит на Москве-реке."]
+    result = await reranking.rank("Берлин", passages)
+    assert result.logits[0] > result.logits[1]
+
+
+def test_rare_tokens_say_more() -> None:
+    names = ["[PAD]", "[UNK]", "!", "7", "the", "of", "river", "##s", "dipper"]
+    values = relevance.rarity(names)
+    assert values[:3].tolist() == [0, 0, 0]
+    assert values[3] == 0.5
+    assert values[4] == 0
+    assert (np.diff(values[4:]) > 0).all()
+    assert values[-1] < 1
+    assert relevance.rarity(["<s>", "▁zwei", ","]).tolist() == [0, 1, 0], "no order is known"
+
+
+def test_the_features_are_what_the_formula_says() -> None:
+    generator = np.random.default_rng(1)
+    query = generator.normal(size=(4, 3)).astype(np.float32)
+    passage = generator.normal(size=(45, 3)).astype(np.float32)
+    ready = relevance.asked(query, [0, 1, 2, 0], np.array([0, 3, 1], np.float32))
+
+    def cosine(a: np.ndarray, b: np.ndarray) -> float:
+        return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+    own = passage[1:-1]
+    best = [max(cosine(token, other) for other in own) for token in query[1:-1]]
+    runs = [own[start : start + 24] for start in (0, 8, 16, 19)]
+    expected = [
+        0.75 * best[0] + 0.25 * best[1],
+        max(cosine(query.mean(0), run.mean(0)) for run in runs),
+        cosine(query.mean(0), passage.mean(0)),
+        np.log(43 / 128),
+    ]
+    np.testing.assert_allclose(relevance.features(ready, passage), expected, atol=1e-5)
+    weights = [relevance.MAXSIM, relevance.WINDOW, relevance.WHOLE, relevance.LENGTH]
+    logit = float(np.dot(weights, expected)) + relevance.BIAS
+    assert relevance.logit(ready, passage) == pytest.approx(logit, abs=1e-3)
 
 
 async def test_query_and_passages_are_limited_each(reranking: RerankingEngine) -> None:
@@ -190,6 +288,9 @@ async def test_query_and_passages_are_limited_each(reranking: RerankingEngine) -
             await reranking.rank(query, [passage])
     result = await reranking.rank("river", ["short", long], "END")
     assert result.tokens == 3 + 3 + 512
+    result = await reranking.rank(long, ["river", "tax law"], "END")
+    assert result.tokens == 512 + 3 + 4
+    assert result.logits[0] > result.logits[1]
 
 
 # --- a user's own models --------------------------------------------------------------------

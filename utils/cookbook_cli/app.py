@@ -164,6 +164,63 @@ def run(
 
 
 @app.command()
+def ask(
+    folder: Annotated[Path, typer.Argument(help="A folder of your files, or one file.")],
+    question: Annotated[
+        str | None,
+        typer.Argument(
+            help="The question, in quotation marks. [default: read from the terminal or a pipe]"
+        ),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=20, help="Passages that the chat model sees. [default: 1 locally, else 5]"
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Refuse when the best passage's logit is below. [default: calibrated for the "
+            "local weights, else none]"
+        ),
+    ] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Make the index anew.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Write each answer as one line of JSON.")
+    ] = False,
+    endpoints: Endpoints = None,
+    port_base: PortBase = None,
+) -> int:
+    """Answer questions over your own files, with sources: PDF, Markdown, HTML and plain text.
+
+    The index is kept in the cache folder; the next time only files that changed are read again.
+
+    Examples:
+
+        nim-cookbook ask ~/papers "Which data set was used?"
+
+        nim-cookbook ask ~/papers
+
+        nim-cookbook ask ~/papers --json < questions.txt
+    """
+    from cookbook_cli.ask import AskOptions
+    from cookbook_cli.ask import ask as answer
+
+    _use_ports(port_base)
+    options = AskOptions(
+        folder=folder,
+        question=question,
+        top_k=top_k,
+        threshold=threshold,
+        rebuild=rebuild,
+        as_json=as_json,
+        mode=endpoints,
+    )
+    return answer(options, _console())
+
+
+@app.command()
 def doctor(
     endpoints: Endpoints = None,
     port_base: PortBase = None,

@@ -4,6 +4,12 @@ The package only does what distracts from a lesson. Without it, a notebook needs
 and a key, and nothing else changes.
 """
 
+import os
+
 from nim_cookbook.errors import CookbookError
+
+# Haystack reports its use to its makers unless told otherwise, and reads this when it is imported.
+# In local mode nothing is to leave the machine; who wants to report sets the variable to True.
+os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")
 
 __all__ = ["CookbookError"]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -166,7 +167,9 @@ def preparation(split_length: int = SPLIT_LENGTH, split_overlap: int = SPLIT_OVE
     pipeline.add_component("html", HTMLToDocument())
     pipeline.add_component("text", TextFileToDocument())
     pipeline.add_component("joiner", DocumentJoiner())
-    pipeline.add_component("cleaner", DocumentCleaner(remove_extra_whitespaces=False, remove_regex=FOOTER))
+    pipeline.add_component(
+        "cleaner", DocumentCleaner(remove_extra_whitespaces=False, remove_regex=FOOTER)
+    )
     pipeline.add_component(
         "splitter",
         DocumentSplitter(split_by="word", split_length=split_length, split_overlap=split_overlap),
@@ -303,6 +306,23 @@ def fingerprint(file: SourceFile, settings: str = "") -> str:
     return _digest(content, file.path.name, meta, settings)
 
 
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Files whose passages are embedded and written together.
+
+    Attributes:
+        files: The files.
+        old: What the store holds of them.
+        ready: Those of their passages that have a vector.
+        missing: Those that need one.
+    """
+
+    files: Sequence[Prepared]
+    old: Sequence[Document]
+    ready: list[Document] = field(default_factory=list)
+    missing: list[Document] = field(default_factory=list)
+
+
 class _Update:
     """One run over a store."""
 
@@ -315,20 +335,23 @@ class _Update:
         self._settings = settings
 
     def files(self, files: Sequence[SourceFile]) -> Iterator[Outcome]:
-        """Bring some files up to date; whole batches of passages are embedded at a time."""
+        """Bring some files up to date; whole batches of passages are embedded at a time.
+
+        While the endpoint embeds a batch, the one before it is written.
+        """
         held = self._held([file.document for file in files])
-        waiting: list[Prepared] = []
-        for file in files:
-            known = held.get(file.document, [])
-            item = self._prepare(file, known)
-            if isinstance(item, Outcome):
-                yield item
-                continue
-            waiting.append(item)
-            if sum(len(prepared.passages) for prepared in waiting) >= BATCH:
-                yield from self._write(waiting, held)
-                waiting = []
-        yield from self._write(waiting, held)
+        with ThreadPoolExecutor(max_workers=1) as endpoint:
+            before: tuple[_Batch, Future[list[Document]]] | None = None
+            for item in self._batches(files, held):
+                if isinstance(item, Outcome):
+                    yield item
+                    continue
+                embedding = endpoint.submit(self._embed, item.missing)
+                if before:
+                    yield from self._write(before[0], before[1].result())
+                before = item, embedding
+            if before:
+                yield from self._write(before[0], before[1].result())
 
     def remove(self, names: Sequence[str]) -> list[Outcome]:
         """Delete the passages of documents; those that the store does not know are no outcome."""
@@ -350,7 +373,7 @@ class _Update:
             wanted = fingerprint(file, self._settings)
         except OSError as error:
             return _skipped(file, f"it cannot be read ({error.strerror})", known)
-        current = [p for p in known if p.meta["fingerprint"] == wanted]
+        current = [p for p in known if p.meta.get("fingerprint") == wanted]
         complete = bool(current) and len(current) == current[0].meta["passages"]
         if complete and len(current) == len(known):
             note = next((p.meta["note"] for p in current if p.meta.get("note")), "")
@@ -358,40 +381,52 @@ class _Update:
         prepared = prepare(file, self._preparation, wanted)
         return prepared if prepared.passages else _skipped(file, prepared.note, known)
 
-    def _write(
-        self, waiting: Sequence[Prepared], held: Mapping[str, list[Document]]
-    ) -> Iterator[Outcome]:
-        """Embed and write the new passages of some files, then delete the old ones."""
-        ready: dict[str, Document] = {}
-        missing: list[Document] = []
-        for prepared in waiting:
+    def _batches(
+        self, files: Sequence[SourceFile], held: Mapping[str, list[Document]]
+    ) -> Iterator[_Batch | Outcome]:
+        """Yield batches of files to be written, and the outcomes of the others."""
+        waiting: list[Prepared] = []
+        for file in files:
+            item = self._prepare(file, held.get(file.document, []))
+            if isinstance(item, Outcome):
+                yield item
+                continue
+            waiting.append(item)
+            if sum(len(prepared.passages) for prepared in waiting) >= BATCH:
+                yield self._batch(waiting, held)
+                waiting = []
+        if waiting:
+            yield self._batch(waiting, held)
+
+    def _batch(self, files: Sequence[Prepared], held: Mapping[str, list[Document]]) -> _Batch:
+        """Part the passages that have a vector already from those that need one."""
+        old = [p for prepared in files for p in held.get(prepared.file.document, ())]
+        batch = _Batch(files, old)
+        for prepared in files:
             vectors = self._vectors(held.get(prepared.file.document, ()))
             for passage in prepared.passages:
                 passage = replace(passage, meta={**passage.meta, "settings": self._settings})
                 vector = vectors.get(passage.content or "")
                 if vector:
-                    ready[passage.id] = replace(passage, embedding=vector)
+                    batch.ready.append(replace(passage, embedding=vector))
                 else:
-                    missing.append(passage)
-        ready.update((passage.id, passage) for passage in self._embed(missing))
-        if ready:
-            self._store.write_documents(list(ready.values()), policy=DuplicatePolicy.OVERWRITE)
-        self._delete(
-            [
-                passage
-                for prepared in waiting
-                for passage in held.get(prepared.file.document, ())
-                if passage.id not in ready
-            ]
-        )
-        embedded = {passage.id for passage in missing}
-        for prepared in waiting:
-            name = prepared.file.document
+                    batch.missing.append(passage)
+        return batch
+
+    def _write(self, batch: _Batch, embedded: Sequence[Document]) -> Iterator[Outcome]:
+        """Write the new passages of some files, then delete the old ones."""
+        new = [*batch.ready, *embedded]
+        self._store.write_documents(new, policy=DuplicatePolicy.OVERWRITE)
+        names = {passage.id for passage in new}
+        self._delete([passage for passage in batch.old if passage.id not in names])
+        known = {passage.meta["document"] for passage in batch.old}
+        missing = {passage.id for passage in batch.missing}
+        for prepared in batch.files:
             yield Outcome(
-                name,
-                "changed" if name in held else "added",
+                prepared.file.document,
+                "changed" if prepared.file.document in known else "added",
                 len(prepared.passages),
-                sum(passage.id in embedded for passage in prepared.passages),
+                sum(passage.id in missing for passage in prepared.passages),
                 prepared.note,
             )
 
@@ -400,7 +435,7 @@ class _Update:
         return {
             passage.content or "": passage.embedding
             for passage in passages
-            if passage.embedding and passage.meta["settings"] == self._settings
+            if passage.embedding and passage.meta.get("settings") == self._settings
         }
 
     def _embed(self, passages: list[Document]) -> list[Document]:

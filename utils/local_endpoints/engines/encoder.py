@@ -112,6 +112,14 @@ class Encoder:
         """Return the tokens of a text, special tokens included."""
         return len(self._prefix) + len(self._suffix) + len(self._bodies([text])[0])
 
+    def vocabulary(self) -> list[str]:
+        """Return the tokens by their ids; an id that stands for none has an empty text."""
+        ids = self._tokenizer.get_vocab()
+        tokens = [""] * (max(ids.values(), default=-1) + 1)
+        for token, index in ids.items():
+            tokens[index] = token
+        return tokens
+
     def tokenize(
         self, texts: Sequence[str], truncate: Truncate = "NONE", limit: int | None = None
     ) -> list[Tokens]:

@@ -1,0 +1,111 @@
+"""`nim-cookbook ask` end to end: the command as a process, real small models, real files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nim_cookbook.scoring import contains
+from tests.support import Servers
+
+COMMAND = [sys.executable, "-m", "cookbook_cli", "ask"]
+MANY = 300
+
+
+def environment(cache: Path) -> dict[str, str]:
+    """Return an environment with a cache of its own, in which the session's servers are found."""
+    return os.environ | {"COOKBOOK_CACHE_DIR": str(cache), "COOKBOOK_ENDPOINTS": "local"}
+
+
+@pytest.fixture
+def cache(servers: Servers, tmp_path: Path) -> Path:
+    """A cache folder that knows the session's servers."""
+    run = tmp_path / "cache" / "run"
+    run.mkdir(parents=True, mode=0o700)
+    names = ("chat", "embedding", "reranking", "catalog")
+    state = {"urls": {name: servers.url(name) for name in names}, "key": servers.key}
+    (run / f"{servers.port_base}.json").write_text(json.dumps(state))
+    return tmp_path / "cache"
+
+
+def ask(cache: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, str(folder), *arguments],
+        env=environment(cache),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_answers_over_files_with_their_sources(cache: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "papers"
+    folder.mkdir()
+    (folder / "owl.md").write_text("# The owl\n\nThe owl in the warehouse is called Bernard.\n")
+    (folder / "kettle.txt").write_text("The kettle is descaled on the first Monday of March.")
+    (folder / "broken.pdf").write_bytes(b"%PDF-1.4\n")
+    first = ask(cache, folder, "What is the owl in the warehouse called?", "--json")
+    assert first.returncode == 0, first.stderr
+    answer = json.loads(first.stdout)
+    assert answer["sources"][0]["file"] == "owl.md"
+    assert contains(answer["answer"], "Bernard")
+    assert "2 added, 1 skipped; 2 passages embedded" in first.stderr
+    assert "WARNING" not in first.stderr
+    second = ask(cache, folder, "Which planet has the most moons?", "--threshold", "9")
+    assert second.returncode == 0, second.stderr
+    assert "2 unchanged, 1 skipped; 0 passages embedded" in second.stdout
+    assert "The documents do not tell." in second.stdout
+    assert "Answered by: chat: " in second.stdout
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is sent as a POSIX signal")
+def test_ctrl_c_while_indexing_is_clean_and_mended_by_the_next_run(
+    cache: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "papers"
+    folder.mkdir()
+    for number in range(MANY):
+        (folder / f"note-{number:04}.txt").write_text(f"Note {number}: the gauge shows {number}.")
+    process = subprocess.Popen(
+        [*COMMAND, str(folder), "What does the gauge show in note 7?"],
+        env=environment(cache),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        while process.poll() is None and not _points(cache):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, said
+    assert "Stopped" in said
+    assert "Traceback" not in said
+    written = _points(cache)
+    assert 0 < written < MANY
+    again = ask(cache, folder, "What does the gauge show in note 7?")
+    assert again.returncode == 0, again.stderr
+    assert f"{MANY - written} added, {written} unchanged" in again.stdout
+    assert f"{MANY} passages in all" in again.stdout
+
+
+def _points(cache: Path) -> int:
+    """Return how many passages the one index in the cache holds on disk."""
+    for file in cache.glob("indexes/*/qdrant/collection/*/storage.sqlite"):
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(file)) as data:
+            return int(data.execute("select count(*) from points").fetchone()[0])
+    return 0

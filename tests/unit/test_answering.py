@@ -1,0 +1,154 @@
+"""The query pipeline: what it sends, when it refuses, how it cites; without any model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+from haystack import Document, Pipeline
+from haystack_integrations.document_stores.qdrant import QdrantDocumentStore
+
+from nim_cookbook.answering import REFUSAL, Answer, ask, citation, query_pipeline
+from nim_cookbook.endpoints import Endpoints
+from nim_cookbook.scoring import refuses
+from tests.unit.fake_models import ANSWER, KEY, KEY_VARIABLE, FakeModels, serving
+
+QUESTION = "When does the blue heron sleep?"
+PASSAGES = {
+    "heron.pdf": ("The blue heron does sleep at noon, when it rains.", {"page_number": 2}),
+    "bird.md": ("When does a blue bird sing?", {"kind": "note"}),
+    "kettle.md": ("The kettle is in the kitchen.", {"kind": "note"}),
+}
+
+
+@pytest.fixture
+def models(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeModels]:
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture
+def api(models: FakeModels) -> Endpoints:
+    return models.endpoints()
+
+
+@pytest.fixture
+def store(models: FakeModels) -> QdrantDocumentStore:
+    memory = QdrantDocumentStore(":memory:", embedding_dim=models.width, progress_bar=False)
+    documents = []
+    for name, (text, meta) in PASSAGES.items():
+        vector = models.answer("/embeddings", {"input": text, "input_type": "passage"})
+        known = {"file_path": name, "document": name, "page_number": 1} | meta
+        documents.append(
+            Document(content=text, embedding=vector["data"][0]["embedding"], meta=known)
+        )
+    memory.write_documents(documents)
+    return memory
+
+
+def files(answer: Answer) -> list[str]:
+    return [source.meta["file_path"] for source in answer.sources]
+
+
+def test_an_answer_comes_with_the_passages_that_the_model_was_shown(
+    models: FakeModels, api: Endpoints, store: QdrantDocumentStore
+) -> None:
+    answer = ask(query_pipeline(api, store, top_k=2), QUESTION)
+    assert answer.question == QUESTION
+    assert answer.text == ANSWER
+    assert not answer.refused
+    assert files(answer) == ["heron.pdf", "bird.md"]
+    assert [source.score for source in answer.sources] == [6.0, 3.0]
+    assert answer.score == 6.0
+    (prompt,) = models.prompts
+    assert f"[1] heron.pdf, p. 2\n{PASSAGES['heron.pdf'][0]}" in prompt
+    assert f"[2] bird.md\n{PASSAGES['bird.md'][0]}" in prompt
+    assert "kettle" not in prompt
+    assert QUESTION in prompt
+
+
+def test_the_vectors_choose_the_candidates(
+    models: FakeModels, api: Endpoints, store: QdrantDocumentStore
+) -> None:
+    answer = ask(query_pipeline(api, store, candidates=1, top_k=3), QUESTION)
+    assert files(answer) == ["heron.pdf"]
+    assert len(models.ranked[0]["passages"]) == 1
+
+
+@pytest.mark.parametrize(("threshold", "refused"), [(5.9, False), (6.0, False), (6.1, True)])
+def test_below_the_threshold_the_model_is_not_asked(
+    models: FakeModels,
+    api: Endpoints,
+    store: QdrantDocumentStore,
+    threshold: float,
+    refused: bool,
+) -> None:
+    answer = ask(query_pipeline(api, store, threshold=threshold), QUESTION)
+    assert answer.refused is refused
+    assert len(models.prompts) == (0 if refused else 1)
+    assert answer.score == 6.0
+    if refused:
+        assert answer.text == REFUSAL
+        assert answer.sources == ()
+
+
+def test_filters_are_given_with_the_question(api: Endpoints, store: QdrantDocumentStore) -> None:
+    pipeline = query_pipeline(api, store, top_k=3)
+    notes = {"field": "meta.kind", "operator": "==", "value": "note"}
+    assert files(ask(pipeline, QUESTION, notes)) == ["bird.md", "kettle.md"]
+    assert len(files(ask(pipeline, QUESTION))) == 3  # and they do not last
+
+
+def test_nothing_found_is_a_refusal_whatever_the_threshold(
+    models: FakeModels, api: Endpoints, store: QdrantDocumentStore
+) -> None:
+    nothing = {"field": "meta.kind", "operator": "==", "value": "letter"}
+    answer = ask(query_pipeline(api, store), QUESTION, nothing)
+    assert (answer.refused, answer.text, answer.sources, answer.score) == (True, REFUSAL, (), None)
+    assert models.prompts == []
+
+
+def test_the_refusal_counts_as_one() -> None:
+    assert refuses(REFUSAL)
+
+
+def test_the_pipeline_is_saved_without_the_key_and_read_again(
+    api: Endpoints, store: QdrantDocumentStore
+) -> None:
+    saved = query_pipeline(api, store, top_k=2, threshold=-0.5).dumps()
+    assert KEY not in saved
+    assert KEY_VARIABLE in saved
+    again = Pipeline.loads(saved)
+    assert yaml.safe_load(again.dumps())["components"] == yaml.safe_load(saved)["components"]
+    router = again.get_component("router")
+    documents = [Document(content="x", score=-0.6)]
+    assert router.run(documents=documents) == {"refusal": REFUSAL}
+
+
+def test_a_passage_without_spaces_does_not_fill_the_prompt(api: Endpoints) -> None:
+    memory = QdrantDocumentStore(":memory:", embedding_dim=2, progress_bar=False)
+    builder = query_pipeline(api, memory).get_component("prompt_builder")
+    long = Document(content="x" * 100_000, meta={"file_path": "dump.txt"})
+    text = builder.run(question="Why?", documents=[long])["prompt"][0].text
+    assert len(text) < 3000
+    assert "Why?" in text
+
+
+@pytest.mark.parametrize(
+    ("meta", "shown"),
+    [
+        ({"file_path": "report-2026-q1.pdf", "page_number": 2}, "report-2026-q1.pdf, p. 2"),
+        ({"file_path": "Report.PDF", "page_number": 10}, "Report.PDF, p. 10"),
+        ({"file_path": "report.pdf"}, "report.pdf"),
+        ({"file_path": "note.md", "page_number": 1}, "note.md"),
+        ({"file_path": "note.md", "document": "note"}, "note.md"),
+        ({"file_path": "b.pdf", "document": "a/b.pdf", "page_number": 3}, "a/b.pdf, p. 3"),
+        ({"file_path": "b.pdf", "document": "ab.pdf", "page_number": 3}, "b.pdf, p. 3"),
+        ({"document": "note"}, "note"),
+    ],
+)
+def test_a_citation_names_file_and_page(meta: dict[str, Any], shown: str) -> None:
+    assert citation(Document(content="text", meta=meta)) == shown

@@ -1,0 +1,136 @@
+"""Pictures of splitting, of vectors on a plane, and of memory."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nim_cookbook import display
+from nim_cookbook.errors import DataError
+
+WEIGHTS = "Tiny, Q4_1 (local stand-in)"
+TEXT = " ".join(f"word{n}" for n in range(100))
+SPLITS = [(50, 0), (50, 10)]
+
+
+def colours(picture):
+    with Image.open(io.BytesIO(picture.png)) as image:
+        return {colour for _, colour in image.convert("RGB").getcolors(1_000_000)}
+
+
+def near(wanted, found):
+    """Whether a colour is there, give or take the palette's rounding."""
+    red, green, blue = bytes.fromhex(wanted.removeprefix("#"))
+    return any(abs(r - red) + abs(g - green) + abs(b - blue) < 24 for r, g, b in found)
+
+
+def test_a_quote_on_a_border_is_cut_unless_passages_overlap():
+    picture = display.split_picture(TEXT, SPLITS, "Word48, word49 - WORD50 word51")
+    assert "50 words with 0 shared: 2 passages, quote cut (at most 50% of it" in picture.alt
+    assert "50 words with 10 shared: 3 passages, quote whole." in picture.alt
+
+
+def test_a_quote_within_the_overlap_is_whole_twice():
+    picture = display.split_picture(TEXT, SPLITS, "word42 word43")
+    assert "50 words with 10 shared: 3 passages, quote whole, 2 times." in picture.alt
+
+
+def test_cut_and_whole_passages_differ_in_colour():
+    cut = colours(display.split_picture(TEXT, [(50, 0)], "word49 word50"))
+    whole = colours(display.split_picture(TEXT, [(50, 0)], "word10 word11"))
+    assert near("#D55E00", cut)
+    assert not near("#0072B2", cut)
+    assert near("#0072B2", whole)
+    assert not near("#D55E00", whole)
+
+
+def test_a_quote_is_found_across_line_breaks():
+    text = "one two three\nfour five six"
+    assert "quote whole" in display.split_picture(text, [(50, 0)], "three four").alt
+
+
+@pytest.mark.parametrize("quote", ["word1 word3", "", "..."])
+def test_a_quote_that_is_not_there_is_told(quote):
+    with pytest.raises(DataError, match="does not hold the quote"):
+        display.split_picture(TEXT, SPLITS, quote)
+
+
+def test_no_settings_are_told():
+    with pytest.raises(DataError, match="no settings"):
+        display.split_picture(TEXT, [], "word1")
+
+
+@pytest.fixture
+def clouds():
+    """Two clouds that differ along one axis; the plane must show it."""
+    noise = np.random.default_rng(1).normal(scale=0.05, size=(40, 8))
+    noise[:20, 0] += 1
+    noise[20:, 0] -= 1
+    return noise, ["policy"] * 20 + ["report"] * 20
+
+
+def test_the_map_says_which_passages_are_near_and_what_it_keeps(clouds):
+    vectors, kinds = clouds
+    picture = display.passage_map(vectors, kinds, vectors[0], weights=WEIGHTS, nearest=3)
+    assert WEIGHTS in picture.alt
+    assert "40 passages of the kinds policy, report" in picture.alt
+    assert "nearest to the question: policy, policy, policy" in picture.alt
+    spread = np.linalg.svd(vectors - vectors.mean(axis=0), compute_uv=False) ** 2
+    assert f"keeps {spread[:2].sum() / spread.sum():.0%} of the variance" in picture.alt
+
+
+def test_near_is_decided_by_the_whole_vectors():
+    # The third axis varies least and is not on the plane, but decides what is near.
+    vectors = np.array([[9, 0, 0], [-9, 0, 0], [0, 5, 0], [0, -5, 0], [0, 0, 3], [0.1, 0, -3]])
+    kinds = ["a", "a", "b", "b", "above", "below"]
+    picture = display.passage_map(vectors, kinds, [0, 0, -3], weights=WEIGHTS, nearest=1)
+    assert "nearest to the question: below" in picture.alt
+
+
+def test_the_map_does_not_depend_on_the_order_or_the_sign(clouds):
+    vectors, _ = clouds
+    plane, place, kept = display._plane(vectors, vectors[0])
+    turned, _, _ = display._plane(vectors[::-1], vectors[0])
+    assert np.allclose(plane, turned[::-1])
+    assert np.allclose(plane[0], place)
+    assert 0 < kept < 1
+
+
+def test_the_map_needs_shapes_that_fit(clouds):
+    vectors, kinds = clouds
+    with pytest.raises(DataError, match="a kind for each"):
+        display.passage_map(vectors, kinds[:-1], vectors[0], weights=WEIGHTS)
+    with pytest.raises(DataError, match="three vectors"):
+        display.passage_map(vectors[:2], kinds[:2], vectors[0], weights=WEIGHTS)
+    with pytest.raises(DataError, match="shape"):
+        display.passage_map(vectors, kinds, vectors[0, :3], weights=WEIGHTS)
+    with pytest.raises(DataError, match="at most 8 kinds"):
+        display.passage_map(vectors, [str(n) for n in range(40)], vectors[0], weights=WEIGHTS)
+
+
+def test_memory_is_drawn_for_each_width_and_told():
+    picture = display.memory_plot(1000, (384, 1024), weights=WEIGHTS)
+    assert WEIGHTS in picture.alt
+    assert "1,000 passages, 1.66 MB" in picture.alt  # 1000 * (4 * 384 + 128) bytes
+    assert "384 numbers: float32 9,615,384" in picture.alt  # 16e9 / 1664
+    assert "1024 numbers: float32 3,787,878" in picture.alt
+
+
+def test_memory_needs_passages_and_widths():
+    for wrong in ((0, [384]), (10, [])):
+        with pytest.raises(DataError, match=r"memory_plot\(\) needs"):
+            display.memory_plot(*wrong, weights=WEIGHTS)
+
+
+def test_pictures_are_small_and_have_a_width(clouds):
+    vectors, kinds = clouds
+    pictures = [
+        display.split_picture(TEXT, SPLITS, "word1"),
+        display.passage_map(vectors, kinds, vectors[0], weights=WEIGHTS),
+        display.memory_plot(1000, (384, 1024, 2048), weights=WEIGHTS),
+    ]
+    for picture in pictures:
+        assert len(picture.png) < display.MAX_PNG_BYTES
+        assert 700 <= picture.width <= 1000
+        assert repr(picture) == picture.alt

@@ -1,0 +1,431 @@
+"""`nim-cookbook ask`: answers over a reader's own files, with their sources."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sqlite3
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from haystack import Document, Pipeline
+from haystack.utils import Secret
+from haystack_integrations.components.embedders.nvidia import (
+    NvidiaDocumentEmbedder,
+    NvidiaTextEmbedder,
+)
+from haystack_integrations.components.rankers.nvidia import NvidiaRanker
+from haystack_integrations.components.rankers.nvidia.truncate import RankerTruncateMode
+from haystack_integrations.document_stores.qdrant.document_store import QdrantStoreError
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from cookbook_cli.connection import Mode, caption, connected
+from cookbook_cli.folder_index import FolderIndex, damaged, opened
+from nim_cookbook import answering, indexing
+from nim_cookbook.answering import Answer
+from nim_cookbook.endpoints import Endpoints
+from nim_cookbook.errors import CookbookError, DataError, EndpointUnreachable
+from nim_cookbook.explain import explain
+from nim_cookbook.folders import SUFFIXES, Folder, read_folder
+from nim_cookbook.models import ROLES
+
+MOST_NOTES = 20
+QUIET_SECONDS = 10.0
+FIRST_WORDS = 100  # characters
+# The libraries log what the report of the indexing says better.
+_NOISY = ("haystack", "haystack_integrations", "pypdf", "trafilatura")
+
+
+@dataclass(frozen=True, slots=True)
+class AskOptions:
+    """What the user asked for.
+
+    Attributes:
+        folder: A folder, or one file.
+        question: The question; None to read questions from the terminal or a pipe.
+        top_k: How many passages the chat model sees; None for what suits the endpoints.
+        threshold: Least logit of the best passage; None for what the endpoints suggest.
+        rebuild: Whether to make the index anew.
+        as_json: Whether to write each answer as one line of JSON.
+        mode: Where the endpoints are; None for what COOKBOOK_ENDPOINTS says.
+    """
+
+    folder: Path
+    question: str | None = None
+    top_k: int | None = None
+    threshold: float | None = None
+    rebuild: bool = False
+    as_json: bool = False
+    mode: Mode | None = None
+
+
+def ask(options: AskOptions, console: Console) -> int:
+    """Bring the index of the folder up to date and answer.
+
+    Args:
+        options: What the user asked for.
+        console: For everything; with `as_json` only the answers go to standard output.
+
+    Returns:
+        0, also when a question was refused.
+
+    Raises:
+        CookbookError: A user mistake, an endpoint that fails, an index in use or damaged.
+    """
+    if options.question is not None and not options.question.strip():
+        raise DataError("The question is empty: write one in quotation marks after the folder.")
+    folder = read_folder(options.folder)
+    if not folder.files:
+        raise DataError(_nothing_found(folder))
+    output = sys.stdout
+    with contextlib.ExitStack() as stack:
+        if options.as_json:
+            console = Console(stderr=True)
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        stack.enter_context(_quiet())
+        api = stack.enter_context(connected(options.mode))
+        stack.enter_context(_explained())
+        identity, dimensions = api.embedding.weights, _width(api)
+        index = stack.enter_context(
+            opened(folder.path, identity, dimensions, rebuild=options.rebuild)
+        )
+        _index(index, folder, api, f"{identity}, {dimensions}", console)
+        threshold = _threshold(options, api)
+        weights = {str(role): what for role, what in api.weights.items()}
+        pipeline = _pipeline(api, index, _top_k(options, api), threshold)
+        for question in _questions(options.question, console):
+            answer = answering.ask(pipeline, question)
+            if options.as_json:
+                print(_as_json(answer, threshold, weights), file=output, flush=True)
+            else:
+                _show(answer, threshold, console)
+        if not options.as_json:
+            _say(console, caption(weights, ROLES), style="dim")
+    return 0
+
+
+def _nothing_found(folder: Folder) -> str:
+    kinds = ", ".join(sorted(SUFFIXES))
+    what = "is of none of the kinds" if folder.path.is_file() else "holds no file of the kinds"
+    also = f" ({others})" if (others := _left_out(folder)) else ""
+    return f"{folder.path} {what} that can be read, which are {kinds}{also}: name another folder."
+
+
+def _left_out(folder: Folder) -> str:
+    """Return one line on the files of other kinds; empty if there are none."""
+    if not folder.others:
+        return ""
+    count = folder.others.total()
+    kinds = ", ".join(kind or "no ending" for kind, _ in folder.others.most_common(8))
+    more = ", ..." if len(folder.others) > 8 else ""
+    return f"{count} file{'s' if count > 1 else ''} of other kinds left out: {kinds}{more}"
+
+
+# --- endpoints and pipelines ----------------------------------------------------------------
+
+
+def _width(api: Endpoints) -> int:
+    """Return the width of the embedding endpoint's vectors, which only a vector tells for sure."""
+    embedder = NvidiaTextEmbedder(
+        model=api.embedding.model,
+        api_url=api.embedding.url,
+        api_key=Secret.from_env_var(api.embedding.key_variable),
+    )
+    return len(embedder.run("width")["embedding"])
+
+
+def _threshold(options: AskOptions, api: Endpoints) -> float | None:
+    """Return the user's threshold; else the local one, in local mode only."""
+    if options.threshold is not None:
+        return options.threshold
+    return answering.REFUSAL_LOGIT if api.mode == "local" else None
+
+
+def _top_k(options: AskOptions, api: Endpoints) -> int:
+    """Return how many passages the user wants the model to see; else what suits its size."""
+    if options.top_k is not None:
+        return options.top_k
+    return answering.TOP_K if api.mode == "local" else answering.TOP_K_LARGE_MODEL
+
+
+def _pipeline(api: Endpoints, index: FolderIndex, top_k: int, threshold: float | None) -> Pipeline:
+    """Return the recipes' query pipeline, safe from passages that are too long for the reranker.
+
+    A passage has a number of words, and a reader's file may hold words of any length. The pipeline
+    of the recipes leaves `truncate` out because a ranker that has it cannot be saved as YAML.
+    """
+    pipeline = answering.query_pipeline(
+        api,
+        index.store,
+        candidates=max(answering.CANDIDATES, top_k),
+        top_k=top_k,
+        threshold=threshold,
+    )
+    ranker = pipeline.get_component("ranker")
+    assert isinstance(ranker, NvidiaRanker)
+    ranker.truncate = RankerTruncateMode.END
+    return pipeline
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Turn errors of an endpoint into one sentence."""
+    try:
+        yield
+    except CookbookError:
+        raise
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        raise EndpointUnreachable(sentence) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' log lines away: what matters of them is in the report."""
+    levels = {name: logging.getLogger(name).level for name in _NOISY}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+# --- indexing -------------------------------------------------------------------------------
+
+
+def _index(
+    index: FolderIndex, folder: Folder, api: Endpoints, settings: str, console: Console
+) -> None:
+    """Bring the index up to date, with progress, and say what there is to say."""
+    if index.remark:
+        _say(console, index.remark)
+    embedder = NvidiaDocumentEmbedder(
+        model=api.embedding.model,
+        api_url=api.embedding.url,
+        api_key=Secret.from_env_var(api.embedding.key_variable),
+        truncate="END",
+        progress_bar=False,
+    )
+    present = {file.document for file in folder.files}
+    try:
+        with IndexProgress(console, len(folder.files)) as progress:
+            report = indexing.update(
+                index.store,
+                folder.files,
+                preparation=indexing.preparation(),
+                embedder=_Embedder(embedder, progress),
+                gone=[name for name in index.documents if name not in present],
+                settings=settings,
+                progress=progress.files,
+            )
+    except (sqlite3.Error, QdrantStoreError) as error:
+        raise damaged(index.place, error) from error
+    passages = index.store.count_documents()
+    _say(console, f"Index of {_shown(folder.path)}: {report}; {passages} passages in all.")
+    for line in _notes(report, folder):
+        _say(console, f"  {line}")
+    if not passages:
+        raise DataError(
+            f"None of the files of {folder.path} gave any text: see the reasons above, or name "
+            "another folder."
+        )
+
+
+def _notes(report: indexing.Report, folder: Folder) -> list[str]:
+    """Return what was left out, and why."""
+    lines = [
+        f"{'skipped ' if outcome.status == 'skipped' else ''}{outcome.document}: {outcome.note}"
+        for outcome in report.notes
+    ]
+    lines += [f"skipped {line}" for line in folder.unreadable]
+    more = [f"and {len(lines) - MOST_NOTES} more"] if len(lines) > MOST_NOTES else []
+    return [*lines[:MOST_NOTES], *more, *([others] if (others := _left_out(folder)) else [])]
+
+
+class _Embedder:
+    """Passes documents on in small batches, so that a large file shows progress too."""
+
+    def __init__(self, embedder: indexing.Embedder, progress: IndexProgress) -> None:
+        self._embedder = embedder
+        self._progress = progress
+
+    def run(self, documents: list[Document]) -> Mapping[str, Any]:
+        done: list[Document] = []
+        for start in range(0, len(documents), indexing.BATCH):
+            batch = documents[start : start + indexing.BATCH]
+            done += self._embedder.run(documents=batch)["documents"]
+            self._progress.passages(len(batch))
+        return {"documents": done}
+
+
+class IndexProgress:
+    """Shows files and passages while they are indexed. Use it as a context manager."""
+
+    def __init__(self, console: Console, files: int) -> None:
+        """Prepare for one run.
+
+        Args:
+            console: Where to show it: a bar in a terminal, a line now and then in a log.
+            files: How many files there are.
+        """
+        self._console = console
+        self._bar = Progress(
+            TextColumn("Indexing"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} files, {task.fields[embedded]}"),
+            TextColumn("passages embedded"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._total, self._done, self._embedded = files, 0, 0
+        self._task: TaskID | None = None
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> IndexProgress:
+        """Start to redraw."""
+        self._task = self._bar.add_task("", total=self._total, embedded=0)
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop to redraw, and give the terminal its cursor back."""
+        self._bar.stop()
+
+    def files(self, done: int, total: int) -> None:
+        """Tell how many files are done; it is `progress` of `indexing.update`."""
+        self._done, self._total = done, total
+        self._update()
+
+    def passages(self, embedded: int) -> None:
+        """Tell that some more passages were embedded."""
+        self._embedded += embedded
+        self._update()
+
+    def _update(self) -> None:
+        if self._task is not None:
+            self._bar.update(
+                self._task, completed=self._done, total=self._total, embedded=self._embedded
+            )
+        if not self._console.is_terminal and time.monotonic() - self._last_line > QUIET_SECONDS:
+            self._last_line = time.monotonic()
+            _say(
+                self._console,
+                f"Indexing: {self._done}/{self._total} files, {self._embedded} passages embedded",
+            )
+
+
+# --- questions and answers ------------------------------------------------------------------
+
+
+def _questions(given: str | None, console: Console) -> Iterator[str]:
+    """Yield the question, or those that are typed until an empty line, or those of a pipe."""
+    if given is not None:
+        yield given.strip()
+    elif sys.stdin.isatty():
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401 - line editing and history for input()
+        _say(console, "Ask, or end with an empty line.")
+        try:
+            while question := _typed(sys.stderr).strip():
+                yield question
+        except EOFError:  # Ctrl-D leaves the cursor behind the prompt
+            print(file=sys.stderr)
+    else:
+        yield from (line.strip() for line in sys.stdin if line.strip())
+
+
+def _typed(prompt: IO[str]) -> str:
+    print("\n? ", end="", file=prompt, flush=True)
+    return input()
+
+
+def _show(answer: Answer, threshold: float | None, console: Console) -> None:
+    """Show an answer and its sources."""
+    _say(console, "")
+    _say(console, answer.text or "The model gave no answer; the sources follow.", style="bold")
+    if answer.refused and answer.score is None:
+        _say(console, "Nothing was found.", style="dim")
+    elif answer.refused:
+        _say(
+            console,
+            f"The best passage scores {answer.score:.2f}, and {threshold:.2f} is asked for; "
+            "--threshold sets another limit.",
+            style="dim",
+        )
+    for number, source in enumerate(answer.sources, start=1):
+        date = f", {source.meta['date']}" if source.meta.get("date") else ""
+        place = f"[{number}] {answering.citation(source)}{date} (score {source.score:.2f})"
+        _say(console, place, style="cyan")
+        _say(console, f"    {_first_words(source)}")
+    _say(console, "")
+
+
+def _as_json(answer: Answer, threshold: float | None, weights: Mapping[str, str]) -> str:
+    """Return an answer as one line of JSON."""
+    return json.dumps(
+        {
+            "question": answer.question,
+            "answer": answer.text,
+            "refused": answer.refused,
+            "score": answer.score,
+            "threshold": threshold,
+            "sources": [
+                {
+                    "number": number,
+                    "file": source.meta["document"],
+                    "page": source.meta.get("page_number") if _has_pages(source) else None,
+                    "title": source.meta.get("title"),
+                    "date": source.meta.get("date"),
+                    "score": source.score,
+                    "text": source.content,
+                }
+                for number, source in enumerate(answer.sources, start=1)
+            ],
+            "answered_by": weights,
+        },
+        ensure_ascii=False,
+        default=str,
+    )
+
+
+def _has_pages(source: Document) -> bool:
+    return str(source.meta["document"]).lower().endswith(".pdf")
+
+
+def _first_words(source: Document) -> str:
+    """Return the beginning of a passage, without the title line that all of a file share."""
+    text = (source.content or "").removeprefix(f"{source.meta.get('title')}\n")
+    words = " ".join(text.split())
+    return words if len(words) <= FIRST_WORDS else f"{words[:FIRST_WORDS].rsplit(' ', 1)[0]} ..."
+
+
+def _shown(path: Path) -> str:
+    """Return a path as short as it can be named from here."""
+    try:
+        return str(path.relative_to(Path.cwd().resolve())) or "."
+    except ValueError:
+        return str(path)
+
+
+def _say(console: Console, text: str, style: str | None = None) -> None:
+    """Print text as it is; what a file holds must not steer the terminal."""
+    safe = "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+    console.print(safe, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,205 @@
+"""From a question to an answer with its sources, or to a refusal: the recipes' query pipeline.
+
+The question's vector finds candidates, the reranker orders them, and the best of them go to the
+chat model as numbered sources. When even the best candidate's logit is below a threshold, the model
+is not asked at all: a weak model hardly ever says by itself that the sources do not hold an answer.
+
+All parts are Haystack's and NVIDIA's own; recipe 03 builds the same step by step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from haystack import Document, Pipeline
+from haystack.components.builders import ChatPromptBuilder
+from haystack.components.routers import ConditionalRouter
+from haystack.dataclasses import ChatMessage
+from haystack.utils import Secret
+from haystack_integrations.components.embedders.nvidia import NvidiaTextEmbedder
+from haystack_integrations.components.generators.nvidia import NvidiaChatGenerator
+from haystack_integrations.components.rankers.nvidia import NvidiaRanker
+from haystack_integrations.components.retrievers.qdrant import QdrantEmbeddingRetriever
+from haystack_integrations.document_stores.qdrant import QdrantDocumentStore
+
+from nim_cookbook.endpoints import Endpoints
+
+#: What is said when no passage is good enough; `nim_cookbook.scoring.refuses` knows it.
+REFUSAL = "The documents do not tell."
+#: Least logit of the best passage, for the local reranking weights only: calibrated on the
+#: company's dev questions. The logits of another model mean something else.
+REFUSAL_LOGIT = 0.0
+#: Passages that the vectors find for the reranker.
+CANDIDATES = 20
+#: Passages that the chat model sees: the small local model answers best from one alone, while one
+#: of billions of parameters makes use of more, which hold the answer more often.
+TOP_K, TOP_K_LARGE_MODEL = 1, 5
+#: Longest answer in tokens: one sentence, and room for a model that is wordy.
+MAX_TOKENS = 120
+
+#: The message to the chat model. It asks for the sources' own words: a small model is right more
+#: often when it copies than when it rephrases, and a reader finds the sentence again. Passages are
+#: cut at a length that no ordinary one has, because a hundred words may be of any length.
+PROMPT = """{% for document in documents -%}
+[{{ loop.index }}] {{ document.meta.file_path }}
+{%- if document.meta.file_path.lower().endswith(".pdf") and document.meta.page_number -%}
+, p. {{ document.meta.page_number }}
+{%- endif %}
+{{ document.content[:2000] }}
+
+{% endfor -%}
+Answer the question with one sentence from the sources, word for word.
+If they do not hold the answer, say so.
+
+Question: {{ question }}
+Answer:"""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of one question.
+
+    Attributes:
+        question: The question.
+        text: The answer, or `REFUSAL`; empty when the model said nothing.
+        refused: Whether no passage was good enough, so that the model was not asked. A model may
+            also refuse in its own words; `nim_cookbook.scoring.refuses` tells.
+        sources: The passages that the model was shown, the best first, with the reranker's logits
+            as their scores; none after a refusal.
+        score: The logit of the best passage, whether it was shown or not; None when nothing was
+            found.
+    """
+
+    question: str
+    text: str
+    refused: bool
+    sources: tuple[Document, ...]
+    score: float | None = None
+
+
+def query_pipeline(
+    api: Endpoints,
+    store: QdrantDocumentStore,
+    *,
+    candidates: int = CANDIDATES,
+    top_k: int = TOP_K,
+    threshold: float | None = None,
+) -> Pipeline:
+    """Return the pipeline from a question to an answer or a refusal; `ask` runs it.
+
+    Inputs `text_embedder.text`, `ranker.query` and `prompt_builder.question`, all of them the
+    question, and `retriever.filters` if wanted. Output `generator.replies`, or `router.refusal`.
+    It holds no key, only the names of the variables that do, so that it can be saved as YAML.
+
+    Args:
+        api: Where the models are.
+        store: The passages, with vectors of `api.embedding`.
+        candidates: How many passages the vectors find for the reranker.
+        top_k: How many of them the chat model sees.
+        threshold: Least logit of the best passage; below it the question is refused. With None
+            only a question for which nothing is found is.
+    """
+    pipeline = Pipeline()
+    pipeline.add_component(
+        "text_embedder",
+        NvidiaTextEmbedder(
+            model=api.embedding.model,
+            api_url=api.embedding.url,
+            api_key=Secret.from_env_var(api.embedding.key_variable),
+            truncate="END",
+        ),
+    )
+    pipeline.add_component("retriever", QdrantEmbeddingRetriever(store, top_k=candidates))
+    pipeline.add_component(
+        "ranker",
+        NvidiaRanker(
+            model=api.reranking.model,
+            api_url=api.reranking.rerank_url or api.reranking.url,
+            api_key=Secret.from_env_var(api.reranking.key_variable),
+            top_k=top_k,
+        ),
+    )
+    pipeline.add_component("router", _router(threshold))
+    pipeline.add_component(
+        "prompt_builder",
+        ChatPromptBuilder([ChatMessage.from_user(PROMPT)], required_variables="*"),
+    )
+    pipeline.add_component(
+        "generator",
+        NvidiaChatGenerator(
+            model=api.chat.model,
+            api_base_url=api.chat.url,
+            api_key=Secret.from_env_var(api.chat.key_variable),
+            generation_kwargs={"temperature": 0, "seed": 1, "max_tokens": MAX_TOKENS},
+        ),
+    )
+    pipeline.connect("text_embedder.embedding", "retriever.query_embedding")
+    pipeline.connect("retriever.documents", "ranker.documents")
+    pipeline.connect("ranker.documents", "router.documents")
+    pipeline.connect("router.sources", "prompt_builder.documents")
+    pipeline.connect("prompt_builder.prompt", "generator.messages")
+    return pipeline
+
+
+def ask(pipeline: Pipeline, question: str, filters: Mapping[str, Any] | None = None) -> Answer:
+    """Ask one question.
+
+    Args:
+        pipeline: See `query_pipeline`.
+        question: The question.
+        filters: Which passages may be found, as Haystack writes filters, such as
+            `{"field": "meta.kind", "operator": "==", "value": "report"}`.
+    """
+    result = pipeline.run(
+        {
+            "text_embedder": {"text": question},
+            "retriever": {"filters": dict(filters) if filters else None},
+            "ranker": {"query": question},
+            "prompt_builder": {"question": question},
+        },
+        include_outputs_from={"ranker"},
+    )
+    ranked: list[Document] = result["ranker"]["documents"]
+    best = ranked[0].score if ranked else None
+    if "generator" not in result:
+        return Answer(question, result["router"]["refusal"], True, (), best)
+    text = (result["generator"]["replies"][0].text or "").strip()
+    return Answer(question, text, False, tuple(ranked), best)
+
+
+def citation(document: Document) -> str:
+    """Return where a passage is from: the file, and the page if it has pages.
+
+    The file is named by its path where that is the document's id, else by its name alone.
+    """
+    name = str(document.meta.get("file_path") or document.meta.get("document") or document.id)
+    whole = str(document.meta.get("document", ""))
+    shown = whole if whole.endswith(f"/{name}") else name
+    page = document.meta.get("page_number")
+    return f"{shown}, p. {page}" if page and name.lower().endswith(".pdf") else shown
+
+
+def _router(threshold: float | None) -> ConditionalRouter:
+    """Return what lets documents pass, or refuses."""
+    enough = "documents|length > 0"
+    if threshold is not None:
+        enough += f" and documents[0].score >= {threshold!r}"
+    return ConditionalRouter(
+        [
+            {
+                "condition": f"{{{{ {enough} }}}}",
+                "output": "documents",
+                "output_name": "sources",
+                "output_type": list[Document],
+                "output_passthrough": True,
+            },
+            {
+                "condition": "{{ True }}",
+                "output": REFUSAL,
+                "output_name": "refusal",
+                "output_type": str,
+            },
+        ]
+    )
