@@ -19,6 +19,7 @@ from haystack_integrations.components.embedders.nvidia import NvidiaTextEmbedder
 from haystack_integrations.components.generators.nvidia import NvidiaChatGenerator
 from haystack_integrations.components.rankers.nvidia import NvidiaRanker
 from llama_index.core.schema import NodeWithScore, TextNode
+from llama_index.embeddings.nvidia import NVIDIAEmbedding
 from llama_index.llms.nvidia import NVIDIA
 from llama_index.postprocessor.nvidia_rerank import NVIDIARerank
 from llama_index.postprocessor.nvidia_rerank.base import KNOWN_URLS
@@ -128,3 +129,27 @@ def test_wrong_key_is_403_and_missing_key_401(hosted):
         embedder.warm_up()
     with pytest.raises(ValueError, match="401"):
         embedder.run("hi")
+
+
+def test_llamaindex_rerank_takes_an_address_set_later(hosted):
+    """The way round: construct with a URL that the class knows, then set the model's own."""
+    model = REGISTRY.default("reranking")
+    with pytest.warns(UserWarning, match="Unable to determine validity"):
+        rerank = NVIDIARerank(model=model.id, base_url=KNOWN_URLS[0], top_n=1)
+    assert hosted == []
+    rerank.base_url = model.hosted_url
+    nodes = [NodeWithScore(node=TextNode(text=text)) for text in ("tax", "a cat")]
+    best = rerank.postprocess_nodes(nodes, query_str="a kitten")
+    assert best[0].node.get_content() == "a cat"
+    assert hosted == [model.hosted_url]
+
+
+def test_llamaindex_embeds_questions_as_passages(hosted):
+    """When this fails the section on the trap in recipe 04 is to be rewritten."""
+    sent = []
+    client = httpx.Client(event_hooks={"request": [lambda r: sent.append(r.content)]})
+    with pytest.warns(UserWarning, match="Unable to determine validity"):
+        embedder = NVIDIAEmbedding(model=REGISTRY.default("embedding").id, http_client=client)
+    embedder.get_query_embedding("a cat")
+    assert b'"input_type":"passage"' in sent[0]
+    assert hosted[-1] == f"{HOSTED}/embeddings"

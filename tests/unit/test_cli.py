@@ -339,7 +339,7 @@ def test_broken_index_and_notebook(folder: Path, tmp_path: Path) -> None:
 # --- help, version ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["serve", "run", "doctor", "fetch", "lab"])
+@pytest.mark.parametrize("command", ["serve", "run", "doctor", "fetch", "lab", "ask"])
 def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     assert f"nim-cookbook {command}" in capsys.readouterr().out.split("Example")[1]

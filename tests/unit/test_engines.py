@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from local_endpoints import weights as store
 from local_endpoints.engines import onnx_bert, relevance
 from local_endpoints.engines.batching import Batcher, BatcherClosed
 from local_endpoints.engines.embedding import EmbeddingEngine
-from local_endpoints.engines.encoder import Encoder, InputTooLong
+from local_endpoints.engines.encoder import Encoder, FloatArray, InputTooLong, Tokens
+from local_endpoints.engines.passages import PassageVectors, halved
 from local_endpoints.engines.reranking import RerankingEngine
 from local_endpoints.weights import ResolvedWeights
 from nim_cookbook.errors import WeightsError
@@ -156,6 +158,38 @@ async def test_the_capital_is_ranked_first(reranking: RerankingEngine) -> None:
     assert result.tokens == 5 + 3 * 3
     result = await reranking.rank("What is the capital of France?", passages)
     assert best_first(passages, result.logits)[0] == "Paris"
+
+
+async def test_passages_ranked_before_are_not_encoded_again(
+    reranking: RerankingEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passages = ["The gate opens at nine.", "Herons stand still.", "The gate opens at nine."]
+    first = await reranking.rank("When does the gate open?", passages)
+    encoded: list[int] = []
+    run = reranking._shared.run
+
+    async def spy(items: Sequence[Tokens], finish: Callable[[FloatArray], Any]) -> list[Any]:
+        encoded.append(len(items))
+        return await run(items, finish)
+
+    monkeypatch.setattr(reranking._shared, "run", spy)
+    second = await reranking.rank("When does the gate open?", [*passages, "A new one."])
+    assert encoded == [1, 1]  # the query, and the new passage
+    assert second.logits[:3] == first.logits
+    assert first.logits[0] == first.logits[2] > first.logits[1]
+
+
+def test_what_is_remembered_stays_within_its_bytes() -> None:
+    vectors = halved(np.ones((10, 5), np.float32))
+    memory = PassageVectors(capacity=3 * vectors.nbytes)
+    for n in range(3):
+        memory.keep((n,), vectors)
+    assert memory.get((0,)) is vectors
+    memory.keep((3,), vectors)  # drops 1, which was not asked for longest
+    assert [memory.get((n,)) is not None for n in range(4)] == [True, False, True, True]
+    memory.keep((4,), halved(np.ones((100, 5), np.float32)))  # larger than all there is
+    assert memory.get((4,)) is None
+    assert memory.get((3,)) is not None
 
 
 async def test_the_answer_is_ranked_first(reranking: RerankingEngine) -> None:

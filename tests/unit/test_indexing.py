@@ -300,6 +300,11 @@ def encrypted(folder: Path) -> SourceFile:
     return SourceFile("locked.pdf", folder / "locked.pdf")
 
 
+def other_encoding(folder: Path) -> SourceFile:
+    (folder / "old.txt").write_bytes("Müller misst den Pegel".encode("latin-1"))
+    return SourceFile("old.txt", folder / "old.txt")
+
+
 def other_kind(folder: Path) -> SourceFile:
     (folder / "table.xlsx").write_bytes(b"PK")
     return SourceFile("table.xlsx", folder / "table.xlsx")
@@ -314,6 +319,7 @@ def other_kind(folder: Path) -> SourceFile:
         (lambda f: write(f, "empty.md", ""), "the file is empty"),
         (lambda f: write(f, "blank.txt", " \n\n "), "it holds no text"),
         (lambda f: write(f, "empty.html", "<html><body></body></html>"), "it holds no text"),
+        (other_encoding, "it is not UTF-8 text"),
         (other_kind, r"there is no converter for \.xlsx"),
         (lambda f: SourceFile("none.md", f / "none.md"), "it cannot be read"),
     ],

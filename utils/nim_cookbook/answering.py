@@ -28,9 +28,10 @@ from nim_cookbook.endpoints import Endpoints
 
 #: What is said when no passage is good enough; `nim_cookbook.scoring.refuses` knows it.
 REFUSAL = "The documents do not tell."
-#: Least logit of the best passage, for the local reranking weights only: calibrated on the
-#: company's dev questions. The logits of another model mean something else.
-REFUSAL_LOGIT = 0.0
+#: Least logit of the best passage, for the local reranking weights only: between the questions on
+#: another subject and the company's answerable dev questions (recipe 03). It finds questions that
+#: have nothing to do with the papers, and no near misses. Logits of other models mean other things.
+REFUSAL_LOGIT = -3.5
 #: Passages that the vectors find for the reranker.
 CANDIDATES = 20
 #: Passages that the chat model sees: the small local model answers best from one alone, while one
@@ -116,7 +117,7 @@ def query_pipeline(
         "ranker",
         NvidiaRanker(
             model=api.reranking.model,
-            api_url=api.reranking.rerank_url or api.reranking.url,
+            api_url=api.reranking.url,
             api_key=Secret.from_env_var(api.reranking.key_variable),
             top_k=top_k,
         ),

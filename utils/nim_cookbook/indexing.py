@@ -482,7 +482,7 @@ def _why_empty(path: Path, unknown: bool) -> str:
     if path.stat().st_size == 0:
         return "the file is empty"
     if path.suffix.lower() != ".pdf":
-        return "it holds no text"
+        return "it holds no text" if _is_utf8(path) else "it is not UTF-8 text: save it as UTF-8"
     try:
         reader = PdfReader(path)
         if reader.is_encrypted:
@@ -490,6 +490,14 @@ def _why_empty(path: Path, unknown: bool) -> str:
         return f"none of its {len(reader.pages)} pages holds text (a scan?): run OCR on it first"
     except Exception as error:  # pypdf raises many kinds on broken files
         return f"it cannot be read as a PDF ({str(error).rstrip('.') or type(error).__name__})"
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _empty_pages(text: str) -> str:

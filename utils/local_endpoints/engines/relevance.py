@@ -2,8 +2,10 @@
 
 The encoder was trained for whole texts, not for ranking, so no single reading of its vectors ranks
 well everywhere. MaxSim (ColBERT's late interaction, Khattab and Zaharia 2020) finds answers to
-questions and loses on topics, where it likes long passages; the pooled vectors do the reverse. A
-weighted sum was below reciprocal-rank fusion on none of the ten collections it was tried on.
+questions and loses on topics, where it likes long passages; the pooled vectors do the reverse. In
+a weighted sum each makes up for the other: reordering the first twenty of a fusion of BM25 and
+dense search, its mean nDCG@10 was below the fusion's on none of the ten collections it was tried
+on, though on half of them the gain was no larger than chance.
 
     logit = MAXSIM * sum_t w_t max_p cos(t, p)      query tokens t, passage tokens p
           + WINDOW * max_s cos(mean(query), mean(s))    runs s of 24 passage tokens

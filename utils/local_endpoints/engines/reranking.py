@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
 from local_endpoints.engines import relevance
-from local_endpoints.engines.encoder import POOL, FloatArray, Truncate
+from local_endpoints.engines.encoder import POOL, FloatArray, Tokens, Truncate
+from local_endpoints.engines.passages import HalfArray, PassageVectors, halved
 from local_endpoints.weights import ResolvedWeights
 from nim_cookbook.errors import WeightsError
 
@@ -60,6 +64,7 @@ class RerankingEngine:
         self.max_tokens = min(weights.max_tokens, encoder.max_tokens)
         if not self._cross:
             self._rarity = relevance.rarity(encoder.vocabulary())
+            self._passages = PassageVectors()
 
     async def rank(
         self,
@@ -95,9 +100,26 @@ class RerankingEngine:
         items = await self._shared.tokenize([query, *passages], truncate, limit)
         finish = partial(relevance.asked, ids=items[0].ids, rarities=self._rarity)
         (query_vectors,) = await self._shared.run(items[:1], finish)
-        # Scored in the worker, batch by batch: passages' token vectors are never kept.
-        logits = await self._shared.run(items[1:], partial(relevance.logit, query_vectors))
+        vectors = await self._passage_vectors(items[1:])
+        logits = await asyncio.to_thread(_logits, query_vectors, vectors)
         return RankingResult(logits, sum(len(item) for item in items))
+
+    async def _passage_vectors(self, items: Sequence[Tokens]) -> list[HalfArray]:
+        """Return the passages' token vectors, computed where they are not remembered."""
+        keys = [tuple(item.ids) for item in items]
+        found: dict[tuple[int, ...], HalfArray] = {}
+        new: dict[tuple[int, ...], Tokens] = {}
+        for key, item in zip(keys, items, strict=True):
+            remembered = self._passages.get(key)
+            if remembered is None:
+                new[key] = item
+            else:
+                found[key] = remembered
+        computed = await self._shared.run(list(new.values()), halved)
+        for key, vectors in zip(new, computed, strict=True):
+            found[key] = vectors
+            self._passages.keep(key, vectors)
+        return [found[key] for key in keys]
 
     async def _rank_pairs(
         self, query: str, passages: Sequence[str], truncate: Truncate, limit: int
@@ -105,6 +127,10 @@ class RerankingEngine:
         items = await self._shared.tokenize_pairs(query, passages, truncate, limit)
         logits = await self._shared.run(items, _only_value)
         return RankingResult(logits, sum(len(item) for item in items))
+
+
+def _logits(query: relevance.Asked, passages: Sequence[HalfArray]) -> list[float]:
+    return [relevance.logit(query, vectors.astype(np.float32)) for vectors in passages]
 
 
 def _only_value(output: FloatArray) -> float:
