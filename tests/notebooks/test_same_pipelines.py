@@ -8,7 +8,7 @@ from typing import Any
 
 import nbformat
 import pytest
-from haystack import Pipeline
+from haystack import Document, Pipeline
 
 from nim_cookbook import answering, indexing
 from tests.support import Servers
@@ -23,7 +23,10 @@ THRESHOLD = -1.5
 def recipe(servers: Servers) -> dict[str, Any]:
     """What the recipe's cells define, without their long work."""
     cells = {cell.id: cell.source for cell in nbformat.read(RECIPE, as_version=4).cells}
-    names: dict[str, Any] = {"chosen": SimpleNamespace(threshold=THRESHOLD)}
+    names: dict[str, Any] = {
+        "chosen": SimpleNamespace(threshold=THRESHOLD),
+        "Document": Document,
+    }
     exec(cells["first-search"].partition("\n\n")[0], names)  # an import
     for name in ("connect", *PREPARATION, *QUERY):
         source = cells[name]
@@ -60,7 +63,7 @@ def test_from_a_question_to_an_answer(recipe: dict[str, Any]) -> None:
 def test_both_routers_refuse_alike(recipe: dict[str, Any]) -> None:
     ours = answering.query_pipeline(recipe["api"], recipe["store"], threshold=THRESHOLD)
     for score in (THRESHOLD - 0.1, THRESHOLD + 0.1):
-        documents = [answering.Document(content="x", score=score)]
+        documents = [Document(content="x", score=score)]
         outputs = [
             p.get_component("router").run(documents=documents) for p in (ours, recipe["rag"])
         ]

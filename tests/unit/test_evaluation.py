@@ -224,3 +224,10 @@ def test_a_difference_is_that_of_the_means(pairs):
     assert difference.mean == pytest.approx(first.mean() - second.mean())
     assert 0 < difference.p <= 1
     assert difference.low <= difference.mean <= difference.high
+
+
+def test_another_form_of_a_word_of_the_question_claims_nothing():
+    passage = ["The open day is on 12 September 2026."]
+    question = "On what date does the open day 2026 take place?"
+    assert supported("The open day takes place on 12 September.", passage, question)
+    assert not supported("The open day takes place on 13 September.", passage, question)

@@ -108,6 +108,7 @@ def test_passages_say_where_they_come_from(preparation, tmp_path):
     assert [p.meta["split_id"] for p in prepared.passages] == [0, 1, 2]
     for passage in prepared.passages:
         assert passage.content.startswith("A paper\n")
+        assert "\f" not in passage.content
         assert passage.meta["document"] == "long.pdf" == passage.meta["file_path"]
         assert passage.meta["passages"] == 3
 

@@ -34,8 +34,8 @@ REFUSAL = "The documents do not tell."
 REFUSAL_LOGIT = -3.5
 #: Passages that the vectors find for the reranker.
 CANDIDATES = 20
-#: Passages that the chat model sees: the small local model answers best from one alone, while one
-#: of billions of parameters makes use of more, which hold the answer more often.
+#: Passages that the chat model sees: one keeps the prompt short for the small local model, which
+#: answered no better from two or three; to a larger one more of them hold the answer more often.
 TOP_K, TOP_K_LARGE_MODEL = 1, 5
 #: Longest answer in tokens: one sentence, and room for a model that is wordy.
 MAX_TOKENS = 120

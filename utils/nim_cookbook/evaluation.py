@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import platformdirs
+import Stemmer
 
 from nim_cookbook.corpus import THRESHOLD, Query, relevant
 from nim_cookbook.errors import DataError
@@ -320,10 +321,11 @@ def support(answer: str, passages: Sequence[str], question: str = "") -> float:
 
     K-Precision of Adlakha et al., "Evaluating Correctness and Faithfulness of Instruction-Following
     Models for Question Answering" (TACL 2024); words of the question are left out, as they claim
-    nothing new, and each word counts once. An answer that adds nothing to the question has 1.
+    nothing new, and each word counts once. Words are compared by their English stems, so that
+    "takes" claims no more than "take". An answer that adds nothing to the question has 1.
     """
-    claimed = set(normalise(answer).split()) - set(normalise(question).split())
-    held = {word for passage in passages for word in normalise(passage).split()}
+    claimed = _stems(answer) - _stems(question)
+    held = {stem for passage in passages for stem in _stems(passage)}
     return len(claimed & held) / len(claimed) if claimed else 1.0
 
 
@@ -332,10 +334,14 @@ def supported(answer: str, passages: Sequence[str], question: str = "") -> bool:
 
     A check of words, not of meaning: it finds made-up figures and names, not a wrong "not".
     """
-    claimed = set(normalise(answer).split()) - set(normalise(question).split())
-    held = {word for passage in passages for word in normalise(passage).split()}
+    claimed = _stems(answer) - _stems(question)
+    held = {stem for passage in passages for stem in _stems(passage)}
     figures = {word for word in claimed if any(letter.isdigit() for letter in word)}
     return figures <= held and support(answer, passages, question) >= SUPPORT
+
+
+def _stems(text: str) -> set[str]:
+    return set(Stemmer.Stemmer("english").stemWords(normalise(text).split()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,20 +133,23 @@ class Report:
 
 @component
 class TitleLine:
-    """Begin each passage with the title of its document.
+    """Begin each passage with the title of its document, and end its page breaks.
 
     A passage from the middle of a document rarely says what it is about. With the title in its text
-    keyword search, vectors, reranker and chat model all know.
+    keyword search, vectors, reranker and chat model all know. Page breaks are form feeds, which the
+    splitter has counted by now; in the text of a passage they become line breaks.
     """
 
     @component.output_types(documents=list[Document])
     def run(self, documents: list[Document]) -> dict[str, list[Document]]:
         """Return the passages with `meta["title"]`, where there is one, as their first line."""
-        titled = [
-            replace(d, content=f"{title}\n{d.content}") if (title := d.meta.get("title")) else d
-            for d in documents
-        ]
-        return {"documents": titled}
+        return {"documents": [replace(d, content=self._titled(d)) for d in documents]}
+
+    @staticmethod
+    def _titled(passage: Document) -> str:
+        text = (passage.content or "").replace("\f", "\n")
+        title = passage.meta.get("title")
+        return f"{title}\n{text}" if title else text
 
 
 def preparation(split_length: int = SPLIT_LENGTH, split_overlap: int = SPLIT_OVERLAP) -> Pipeline:
