@@ -14,7 +14,7 @@ from nim_cookbook.corpus import company_files
 from nim_cookbook.models import load_registry
 
 WIDTH = load_registry().weights_for("embedding").dimensions or 0
-KINDS = ("news", "policy", "handbook")
+KINDS = ("news", "policy")
 
 
 def open_store(folder: Path) -> QdrantDocumentStore:

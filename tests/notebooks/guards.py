@@ -255,14 +255,16 @@ def hybrid_retrieval(notebook: NotebookNode) -> Iterator[str]:
     changes = [float(x) for x in caption[1].split(",")] if caption else []
     if len(changes) != 4 or min(changes[:3]) <= 0:
         yield f"no three questions gain by reranking: {changes}"
+    if len(rows(notebook, "kinds-table")) != 20:
+        yield "the table by kind does not have five kinds of four retrievers"
     verdicts = [row["right"] for row in rows(notebook, "changes")][:6]
     if ["no", "yes"] not in [verdicts[n : n + 2] for n in (0, 2, 4)]:
         yield "no answer turned right by reranking"
     yield from _measured_04(notebook)
     yield from _weights_named(
         notebook, "trap", "index", "first", "uses", "cited", "same", "haystack-answer", "scores",
-        "plot", "pairs", "wins", "changes", "changes-count", "qdrant-scores", "threshold",
-        "refusal-curve", "refusals",
+        "plot", "kinds-table", "pairs", "wins", "changes", "changes-count", "qdrant-scores",
+        "threshold", "refusal-curve", "refusals",
     )  # fmt: skip
 
 

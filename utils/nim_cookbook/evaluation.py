@@ -95,6 +95,28 @@ def bootstrap(
     return _interval(row, _means(row, resamples, seed), confidence)
 
 
+def proportion(values: npt.ArrayLike, *, confidence: float = 0.95) -> Interval:
+    """Return the share of values that are true, with Wilson's interval.
+
+    Wilson, "Probable Inference, the Law of Succession, and Statistical Inference" (1927). Unlike
+    the bootstrap's it does not shrink to a point where all or none are true: nine right ones of
+    nine do not prove that the tenth will be.
+
+    Args:
+        values: One truth value per question, shape (n,).
+        confidence: How often an interval made in this way holds the true share.
+
+    Raises:
+        DataError: There are no values, or they are not one row.
+    """
+    from scipy.stats import binomtest  # takes a second to load
+
+    row = _row(values)
+    hits = int(np.count_nonzero(row))
+    ends = binomtest(hits, row.size).proportion_ci(confidence, method="wilson")
+    return Interval(hits / row.size, float(ends.low), float(ends.high), row.size)
+
+
 def paired_bootstrap(
     first: npt.ArrayLike,
     second: npt.ArrayLike,

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nim_cookbook.errors import DataError
-from nim_cookbook.evaluation import Interval, bootstrap
+from nim_cookbook.evaluation import Interval, proportion
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def choose_threshold(curve: Sequence[RefusalPoint], most_wrong: float = 0.10) ->
 def refusal_rates(
     logits: Sequence[float], answerable: Sequence[bool], threshold: float
 ) -> RefusalRates:
-    """Return what a threshold does to some questions, with bootstrap intervals.
+    """Return what a threshold does to some questions, with 95 % intervals.
 
     Args:
         logits: The best score for each question, shape (n,).
@@ -103,7 +103,7 @@ def refusal_rates(
     """
     scores, can = _checked(logits, answerable)
     refused = scores < threshold
-    return RefusalRates(bootstrap(refused[~can]), bootstrap(refused[can]))
+    return RefusalRates(proportion(refused[~can]), proportion(refused[can]))
 
 
 def separation(logits: Sequence[float], answerable: Sequence[bool]) -> float:
