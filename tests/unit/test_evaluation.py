@@ -16,6 +16,7 @@ from nim_cookbook.evaluation import (
     evaluate_answers,
     exact_match,
     paired_bootstrap,
+    proportion,
     score_retrieval,
     support,
     supported,
@@ -231,3 +232,15 @@ def test_another_form_of_a_word_of_the_question_claims_nothing():
     question = "On what date does the open day 2026 take place?"
     assert supported("The open day takes place on 12 September.", passage, question)
     assert not supported("The open day takes place on 13 September.", passage, question)
+
+
+def test_the_interval_of_a_share_does_not_shrink_to_a_point():
+    all_right = proportion([True] * 9)
+    assert (all_right.mean, all_right.high) == (1, 1)
+    assert all_right.low == pytest.approx(9 / (9 + 1.96**2), abs=1e-4)  # Wilson's, for n of n
+    none_right = proportion([False] * 12)
+    assert none_right.low == none_right.mean == 0
+    assert none_right.high == pytest.approx(1.96**2 / (12 + 1.96**2), abs=1e-4)
+    assert proportion([1, 0, 1, 0]).n == 4
+    with pytest.raises(DataError):
+        proportion([])
