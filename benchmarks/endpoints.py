@@ -17,14 +17,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import xllamacpp
+from timing import seconds, spread
 
 from local_endpoints.engines.chat import default_threads
 from local_endpoints.engines.encoder import TOKEN_BUDGET, Encoder
@@ -34,22 +33,6 @@ from nim_cookbook.models import load_registry
 
 BATCH = 128
 SENTENCE = "The committee met on Tuesday and discussed the budget of the coming year in detail. "
-
-
-def seconds(call: Callable[[], object]) -> float:
-    """Return the wall-clock seconds of one call."""
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Return minimum, median and maximum."""
-    return {
-        "min": round(min(values), 3),
-        "median": round(statistics.median(values), 3),
-        "max": round(max(values), 3),
-    }
 
 
 def embedding(nim: endpoints.Endpoints, rounds: int) -> dict[str, object]:

@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -43,6 +42,7 @@ from haystack.utils import Secret
 from haystack_integrations.components.embedders.nvidia import NvidiaDocumentEmbedder
 from haystack_integrations.components.retrievers.qdrant import QdrantEmbeddingRetriever
 from haystack_integrations.document_stores.qdrant import QdrantDocumentStore
+from timing import seconds, spread
 
 from nim_cookbook import endpoints, indexing
 from nim_cookbook.corpus import company_files, load_company
@@ -57,22 +57,6 @@ FILTER = {"field": "meta.kind", "operator": "==", "value": "policy"}
 def say(text: str) -> None:
     """Show progress, apart from the results."""
     print(text, file=sys.stderr, flush=True)
-
-
-def seconds(call: Callable[[], object]) -> float:
-    """Return the wall-clock seconds of one call."""
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Return minimum, median and maximum."""
-    return {
-        "min": round(min(values), 3),
-        "median": round(statistics.median(values), 3),
-        "max": round(max(values), 3),
-    }
 
 
 def percentiles(values: list[float]) -> dict[str, float]:

@@ -454,7 +454,7 @@ def test_a_terminal_shows_files_and_passages() -> None:
     with ask_module.IndexProgress(console, 7) as progress:
         progress.passages(64)
         progress.files(3, 7)
-        progress._bar.refresh()
+        progress.bars.refresh()
     shown = Text.from_ansi(console.file.getvalue()).plain  # type: ignore[attr-defined]
     assert "3/7 files, 64 passages embedded" in shown
 

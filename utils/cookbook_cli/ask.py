@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 from haystack import Document, Pipeline
@@ -24,10 +23,11 @@ from haystack_integrations.components.rankers.nvidia import NvidiaRanker
 from haystack_integrations.components.rankers.nvidia.truncate import RankerTruncateMode
 from haystack_integrations.document_stores.qdrant.document_store import QdrantStoreError
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cookbook_cli.connection import Mode, caption, connected
 from cookbook_cli.folder_index import FolderIndex, damaged, opened
+from cookbook_cli.progress import QUIET_SECONDS, Bars
 from nim_cookbook import answering, indexing
 from nim_cookbook.answering import Answer
 from nim_cookbook.endpoints import Endpoints
@@ -37,7 +37,6 @@ from nim_cookbook.folders import SUFFIXES, Folder, read_folder
 from nim_cookbook.models import ROLES
 
 MOST_NOTES = 20
-QUIET_SECONDS = 10.0
 FIRST_WORDS = 100  # characters
 # The libraries log what the report of the indexing says better.
 _NOISY = ("haystack", "haystack_integrations", "pypdf", "trafilatura")
@@ -269,7 +268,7 @@ class _Embedder:
         return {"documents": done}
 
 
-class IndexProgress:
+class IndexProgress(Bars):
     """Shows files and passages while they are indexed. Use it as a context manager."""
 
     def __init__(self, console: Console, files: int) -> None:
@@ -280,7 +279,7 @@ class IndexProgress:
             files: How many files there are.
         """
         self._console = console
-        self._bar = Progress(
+        self.bars = Progress(
             TextColumn("Indexing"),
             BarColumn(bar_width=24),
             TextColumn("{task.completed:.0f}/{task.total:.0f} files, {task.fields[embedded]}"),
@@ -291,23 +290,8 @@ class IndexProgress:
             transient=True,
         )
         self._total, self._done, self._embedded = files, 0, 0
-        self._task: TaskID | None = None
+        self._task = self.bars.add_task("", total=files, embedded=0)
         self._last_line = time.monotonic()
-
-    def __enter__(self) -> IndexProgress:
-        """Start to redraw."""
-        self._task = self._bar.add_task("", total=self._total, embedded=0)
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Stop to redraw, and give the terminal its cursor back."""
-        self._bar.stop()
 
     def files(self, done: int, total: int) -> None:
         """Tell how many files are done; it is `progress` of `indexing.update`."""
@@ -320,10 +304,9 @@ class IndexProgress:
         self._update()
 
     def _update(self) -> None:
-        if self._task is not None:
-            self._bar.update(
-                self._task, completed=self._done, total=self._total, embedded=self._embedded
-            )
+        self.bars.update(
+            self._task, completed=self._done, total=self._total, embedded=self._embedded
+        )
         if not self._console.is_terminal and time.monotonic() - self._last_line > QUIET_SECONDS:
             self._last_line = time.monotonic()
             _say(
@@ -391,7 +374,7 @@ def _as_json(answer: Answer, threshold: float | None, weights: Mapping[str, str]
                 {
                     "number": number,
                     "file": source.meta["document"],
-                    "page": source.meta.get("page_number") if _has_pages(source) else None,
+                    "page": answering.page(source),
                     "title": source.meta.get("title"),
                     "date": source.meta.get("date"),
                     "score": source.score,
@@ -404,10 +387,6 @@ def _as_json(answer: Answer, threshold: float | None, weights: Mapping[str, str]
         ensure_ascii=False,
         default=str,
     )
-
-
-def _has_pages(source: Document) -> bool:
-    return str(source.meta["document"]).lower().endswith(".pdf")
 
 
 def _first_words(source: Document) -> str:

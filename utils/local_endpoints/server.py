@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import re
-import secrets
 import signal
 import socket
 import sys
@@ -18,9 +15,10 @@ import uvicorn
 from fastapi import FastAPI
 
 from local_endpoints import loading, ports, state
+from local_endpoints.access import choose_key
 from local_endpoints.api.catalog import build_apps
 from local_endpoints.options import PORT_OFFSETS, ServeOptions
-from nim_cookbook.errors import ConfigurationError, CookbookError
+from nim_cookbook.errors import CookbookError
 from nim_cookbook.models import load_registry
 
 EXIT_USER_MISTAKE = 2
@@ -30,20 +28,6 @@ GRACE_SECONDS = 5
 def say(line: str) -> None:
     """Print one line of progress to standard error."""
     print(line, file=sys.stderr, flush=True)
-
-
-def choose_key() -> str:
-    """Return the key of this start: ``COOKBOOK_LOCAL_KEY``, or a throw-away one.
-
-    Raises:
-        ConfigurationError: The variable holds something that no HTTP header can carry.
-    """
-    fixed = os.environ.get("COOKBOOK_LOCAL_KEY", "").strip()
-    if fixed and not re.fullmatch(r"[\x21-\x7e]+", fixed):
-        raise ConfigurationError(
-            "COOKBOOK_LOCAL_KEY must be printable ASCII without spaces: choose another key."
-        )
-    return fixed or f"nvapi-local-{secrets.token_urlsafe(24)}"
 
 
 class _Listener(uvicorn.Server):
@@ -93,7 +77,7 @@ class Start:
             ConfigurationError: The address or the key cannot be used.
         """
         self.options = options
-        self.key = choose_key()
+        self.key = choose_key("nvapi-local")
         self.registry = load_registry()
         self.services = loading.make_services(self.registry)
         self.sockets: dict[str, socket.socket] = {}

@@ -178,8 +178,15 @@ def citation(document: Document) -> str:
     name = str(document.meta.get("file_path") or document.meta.get("document") or document.id)
     whole = str(document.meta.get("document", ""))
     shown = whole if whole.endswith(f"/{name}") else name
-    page = document.meta.get("page_number")
-    return f"{shown}, p. {page}" if page and name.lower().endswith(".pdf") else shown
+    number = page(document)
+    return f"{shown}, p. {number}" if number else shown
+
+
+def page(document: Document) -> int | None:
+    """Return the page that a passage begins on, counted from 1; None if its file has no pages."""
+    name = str(document.meta.get("file_path") or document.meta.get("document") or document.id)
+    number = document.meta.get("page_number")
+    return int(number) if number and name.lower().endswith(".pdf") else None
 
 
 def _router(threshold: float | None) -> ConditionalRouter:

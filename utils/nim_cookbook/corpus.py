@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from html.parser import HTMLParser
@@ -159,8 +159,13 @@ class Collection:
 
     def in_force(self) -> tuple[Source, ...]:
         """Return the documents that no other one supersedes or withdraws."""
-        gone = {name for s in self.sources for name in (s.supersedes, s.withdraws) if name}
+        gone = replaced(self.sources)
         return tuple(source for source in self.sources if source.id not in gone)
+
+
+def replaced(documents: Iterable[Source | CompanyFile]) -> set[str]:
+    """Return the ids of the documents that one of these supersedes or withdraws."""
+    return {name for d in documents for name in (d.supersedes, d.withdraws) if name}
 
 
 # ---------------------------------------------------------------------------------- judgements

@@ -266,15 +266,9 @@ def timing_chart(
     Raises:
         DataError: There is nothing to draw.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     if not seconds:
         raise DataError("timing_chart() was given no steps: give at least one name and duration.")
-    # A Figure of its own, not pyplot: no global state, and nothing is shown twice.
-    figure = Figure(figsize=(7, 1.2 + 0.42 * len(seconds)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, axes = _figure((7, 1.2 + 0.42 * len(seconds)))
     bars = axes.barh(list(seconds), list(seconds.values()), color=_BAR)
     axes.bar_label(bars, labels=[_duration(s) for s in seconds.values()], padding=3)
     axes.invert_yaxis()
@@ -282,10 +276,8 @@ def timing_chart(
     axes.set_xlabel("seconds")
     axes.set_title(f"{title}\n{weights}", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
     steps = ", ".join(f"{name} {_duration(value)}" for name, value in seconds.items())
-    return Picture(_small_png(buffer.getvalue()), f"Bar chart. {title} ({weights}): {steps}.")
+    return Picture(_png(figure), f"Bar chart. {title} ({weights}): {steps}.")
 
 
 def similarity_chart(
@@ -306,16 +298,11 @@ def similarity_chart(
     Raises:
         DataError: The matrix does not have as many rows and columns as there are labels.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     size = len(labels)
     if not size or [len(row) for row in similarity] != [size] * size:
         raise DataError("similarity_chart() needs a square matrix and a label for each row.")
     letters = [chr(ord("A") + number) for number in range(size)]
-    figure = Figure(figsize=(4 + 0.7 * size, 1 + 0.65 * size), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, axes = _figure((4 + 0.7 * size, 1 + 0.65 * size))
     axes.imshow(similarity, cmap="Greens", vmin=0, vmax=1.4)  # never too dark for black figures
     axes.set_xticks(range(size), letters)
     axes.set_yticks(range(size), [f"{a}: {b}" for a, b in zip(letters, labels, strict=True)])
@@ -323,15 +310,13 @@ def similarity_chart(
         for column, value in enumerate(values):
             axes.text(column, row, _two_digits(value), ha="center", va="center")
     axes.set_title(f"{title}\n{weights}", fontsize=10)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
     pairs = [
         f"{letters[a]} and {letters[b]} {_two_digits(similarity[a][b])}"
         for a in range(size)
         for b in range(a + 1, size)
     ]
     alt = f"Grid. {title} ({weights}): {', '.join(pairs)}."
-    png = _small_png(buffer.getvalue())
+    png = _png(figure)
     return Picture(png, alt, width=_png_width(png) * 2 // 3)
 
 
@@ -721,7 +706,10 @@ def memory_plot(
 
 
 def _figure(size: tuple[float, float], panels: int = 0) -> tuple[Any, Any]:
-    """Return a figure of its own, not pyplot's, and its axes; with panels, a row of them."""
+    """Return a figure and its axes; with panels, a row of them.
+
+    A figure of its own, not pyplot's: no global state, and nothing is shown twice.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -732,10 +720,14 @@ def _figure(size: tuple[float, float], panels: int = 0) -> tuple[Any, Any]:
     return figure, list(figure.subplots(1, panels, sharey=True, squeeze=False)[0])
 
 
-def _finished(figure: Figure, alt: str) -> Picture:
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
-    png = _small_png(buffer.getvalue())
+    return _small_png(buffer.getvalue())
+
+
+def _finished(figure: Figure, alt: str) -> Picture:
+    png = _png(figure)
     return Picture(png, alt, width=_png_width(png) * 3 // 4)
 
 
@@ -852,8 +844,8 @@ def retrieval_plot(
     for row, kind in enumerate(["all", *kinds]):
         parts = {n: systems[n] if kind == "all" else systems[n].of_kind(kind) for n in names}
         count = len(parts[names[0]].queries)
-        for place, (name, part) in enumerate(parts.items()):
-            mean = part.interval(metric)
+        means = {name: part.interval(metric) for name, part in parts.items()}
+        for place, (name, mean) in enumerate(means.items()):
             colour, marker = _KIND_STYLES[place]
             axes.errorbar(
                 mean.mean, row + 0.8 * ((place + 0.5) / len(names) - 0.5), fmt=marker,
@@ -861,8 +853,8 @@ def retrieval_plot(
                 label=name if row == 0 else None,
             )  # fmt: skip
         labels.append(f"{kind} ({count})")
-        means = ", ".join(f"{name} {part.interval(metric)}" for name, part in parts.items())
-        said.append(f"{kind}, {_count(count, 'question')}: {means}")
+        listed = ", ".join(f"{name} {mean}" for name, mean in means.items())
+        said.append(f"{kind}, {_count(count, 'question')}: {listed}")
         if row:
             axes.axhline(row - 0.5, color=_GREY, lw=0.6)
     axes.set_yticks(range(len(labels)), labels)

@@ -223,7 +223,7 @@ def base_url(text: str, variable: str) -> str:
     Raises:
         ConfigurationError: It is no such URL.
     """
-    fault = _url_fault(text)
+    fault = url_fault(text) or _path_fault(text)
     if fault:
         raise ConfigurationError(
             f"{variable} is {_shown(text)}, {fault}: write the base URL, such as "
@@ -233,7 +233,8 @@ def base_url(text: str, variable: str) -> str:
     return stripped if stripped.endswith("/v1") else f"{stripped}/v1"
 
 
-def _url_fault(text: str) -> str | None:
+def url_fault(text: str) -> str | None:
+    """Say what is wrong with the address of a server, without showing it; None if nothing is."""
     text = text.strip()
     try:
         url = httpx.URL(text)
@@ -249,10 +250,12 @@ def _url_fault(text: str) -> str | None:
         return "which holds a name or a password"
     if "?" in text or "#" in text:
         return "which has a query or a fragment"
-    path = url.path.rstrip("/")
-    if "/v1/" in path and not path.endswith("/v1"):
-        return "which goes on after /v1"
     return None
+
+
+def _path_fault(text: str) -> str | None:
+    path = httpx.URL(text.strip()).path.rstrip("/")
+    return "which goes on after /v1" if "/v1/" in path and not path.endswith("/v1") else None
 
 
 def _shown(text: str) -> str:

@@ -346,9 +346,7 @@ def support(answer: str, passages: Sequence[str], question: str = "") -> float:
     nothing new, and each word counts once. Words are compared by their English stems, so that
     "takes" claims no more than "take". An answer that adds nothing to the question has 1.
     """
-    claimed = _stems(answer) - _stems(question)
-    held = {stem for passage in passages for stem in _stems(passage)}
-    return len(claimed & held) / len(claimed) if claimed else 1.0
+    return _share(*_claims(answer, passages, question))
 
 
 def supported(answer: str, passages: Sequence[str], question: str = "") -> bool:
@@ -356,14 +354,23 @@ def supported(answer: str, passages: Sequence[str], question: str = "") -> bool:
 
     A check of words, not of meaning: it finds made-up figures and names, not a wrong "not".
     """
-    claimed = _stems(answer) - _stems(question)
-    held = {stem for passage in passages for stem in _stems(passage)}
+    claimed, held = _claims(answer, passages, question)
     figures = {word for word in claimed if any(letter.isdigit() for letter in word)}
-    return figures <= held and support(answer, passages, question) >= SUPPORT
+    return figures <= held and _share(claimed, held) >= SUPPORT
 
 
-def _stems(text: str) -> set[str]:
-    return set(Stemmer.Stemmer("english").stemWords(normalise(text).split()))
+def _claims(answer: str, passages: Sequence[str], question: str) -> tuple[set[str], set[str]]:
+    """Return the stems that an answer adds to the question, and those that the passages hold."""
+    stemmer = Stemmer.Stemmer("english")
+
+    def stems(text: str) -> set[str]:
+        return set(stemmer.stemWords(normalise(text).split()))
+
+    return stems(answer) - stems(question), set().union(*map(stems, passages))
+
+
+def _share(claimed: set[str], held: set[str]) -> float:
+    return len(claimed & held) / len(claimed) if claimed else 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from haystack.components.routers import FileTypeRouter
 from haystack.document_stores.types import DocumentStore, DuplicatePolicy
 from pypdf import PdfReader
 
-from nim_cookbook.corpus import CompanyFile
+from nim_cookbook.corpus import CompanyFile, replaced
 from nim_cookbook.errors import DataError
 
 Status = Literal["added", "changed", "unchanged", "removed", "skipped"]
@@ -221,7 +221,7 @@ def in_force(files: Iterable[CompanyFile]) -> tuple[list[CompanyFile], list[str]
         The files in force, and the ids of the documents that are gone.
     """
     files = list(files)
-    gone = {name for file in files for name in (file.supersedes, file.withdraws) if name}
+    gone = replaced(files)
     return [file for file in files if file.id not in gone], sorted(gone)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 from dotenv import find_dotenv, load_dotenv
 from haystack.utils import Secret
 
+from nim_cookbook.endpoints import url_fault
 from nim_cookbook.errors import ConfigurationError
 
 URL = "QDRANT_URL"
@@ -33,7 +33,7 @@ def qdrant_location(folder: str | Path) -> dict[str, Any]:
     url = os.environ.get(URL, "").strip()
     if not url:
         return {"path": str(folder)}
-    if not re.fullmatch(r"https?://[^\s/@?#]+(?:/[^\s@?#]*)?", url):
+    if url_fault(url):
         raise ConfigurationError(
             f"{URL} is not the URL of a Qdrant server: write it like http://localhost:6333, with "
             f"no name or password in it (a key goes into {KEY})."

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
-import secrets
 import sys
 from pathlib import Path
 
 import uvicorn
 
+from local_endpoints.access import choose_key
 from local_endpoints.notion.app import build_app
 from local_endpoints.notion.limits import NOTION_BURST, RateLimit
 from local_endpoints.notion.workspace import load_workspace
@@ -19,20 +18,6 @@ from nim_cookbook.data import data_path
 from nim_cookbook.errors import ConfigurationError, CookbookError
 
 HOST = "127.0.0.1"
-
-
-def choose_token() -> str:
-    """Return the token of this start: ``COOKBOOK_LOCAL_KEY``, or a throw-away one.
-
-    Raises:
-        ConfigurationError: The variable holds something that no HTTP header can carry.
-    """
-    fixed = os.environ.get("COOKBOOK_LOCAL_KEY", "").strip()
-    if fixed and not re.fullmatch(r"[\x21-\x7e]+", fixed):
-        raise ConfigurationError(
-            "COOKBOOK_LOCAL_KEY must be printable ASCII without spaces: choose another key."
-        )
-    return fixed or f"notion-local-{secrets.token_urlsafe(24)}"
 
 
 def _limit(per_second: float, burst: int) -> RateLimit | None:
@@ -63,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         folder = options.workspace or data_path("notion")
         limit = _limit(options.rate_limit, options.burst)
-        token = choose_token()
+        token = choose_key("notion-local")
         app = build_app(load_workspace(folder), token, limit)
         listener = bind(HOST, options.port, "notion")
     except CookbookError as error:
