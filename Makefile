@@ -29,7 +29,7 @@ setup:
 	$(BOOTSTRAP) --extras notebooks
 
 setup-dev:
-	$(BOOTSTRAP) --extras notebooks,dev
+	$(BOOTSTRAP) --extras notebooks,finetune,dev
 
 run: setup ## Execute the recipes from beginning to end (RECIPES="01 02", ENDPOINTS=hosted)
 	@$(COOKBOOK) run $(RECIPES) $(if $(ENDPOINTS),--endpoints $(ENDPOINTS)) $(PORTS)

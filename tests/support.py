@@ -13,7 +13,9 @@ import pytest
 
 START_SECONDS = 300  # a first start fetches the weights
 BLOCK = 6
-
+NAMES = ("chat", "embedding", "reranking", "catalog", "gradient", "notion")  # in order of ports
+PATHS = {"gradient": "/api", "notion": ""}
+KEYED = ("catalog", "gradient", "notion")
 
 _bases = iter(range(18000 + os.getpid() % 1000 * 10, 60000, 10))
 
@@ -47,13 +49,13 @@ class Servers:
     key: str
 
     def url(self, name: str) -> str:
-        """Return a server's base URL, ending in /v1."""
-        offset = {"chat": 0, "embedding": 1, "reranking": 2, "catalog": 3}[name]
-        return f"http://127.0.0.1:{self.port_base + offset}/v1"
+        """Return a server's base URL, which ends in /v1 for the NIMs and the catalog."""
+        port, path = self.port_base + NAMES.index(name), PATHS.get(name, "/v1")
+        return f"http://127.0.0.1:{port}{path}"
 
     def client(self, name: str, key: str | None = None) -> httpx.Client:
-        """Return an HTTP client for one server; the catalog's carries the key."""
-        key = self.key if key is None and name == "catalog" else key
+        """Return an HTTP client for one server; it carries the key where one is demanded."""
+        key = self.key if key is None and name in KEYED else key
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         return httpx.Client(base_url=self.url(name), headers=headers, timeout=120)
 

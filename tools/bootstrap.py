@@ -211,12 +211,45 @@ def run_pip(venv, arguments):
         )
 
 
+def torch_pin():
+    """The pinned version of PyTorch, or None."""
+    with open(os.path.join(ROOT, "constraints.txt"), encoding="utf-8") as file:
+        pins = dict(line.strip().split("==") for line in file if "==" in line)
+    return pins.get("torch")
+
+
+def install_cpu_torch(venv):
+    """Install PyTorch's CPU build where pip finds one: Linux's usual build brings CUDA along."""
+    version = torch_pin()
+    if version is None or not sys.platform.startswith("linux"):
+        return
+    # --no-deps: what it needs is installed with the rest, pinned.
+    command = [python_in(venv), "-m", "pip", "install", "--quiet", "--no-deps"]
+    environment = dict(os.environ, PIP_DISABLE_PIP_VERSION_CHECK="1")
+    with open(os.path.join(venv, "install.log"), "a", encoding="utf-8") as log:
+        code = subprocess.call(
+            [*command, "torch==%s+cpu" % version],
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    if code:
+        say(
+            "pip finds no CPU build of PyTorch %s and will take the usual one, which brings "
+            "gigabytes of CUDA libraries: to avoid that, stop here (Ctrl-C) and set "
+            "PIP_EXTRA_INDEX_URL to PyTorch's index of CPU builds." % version
+        )
+
+
 def install(venv, extras):
     started = time.time()
     if version_of(python_in(venv)) is None or not suitable(version_of(python_in(venv))):
         say("Making the virtual environment %s ..." % os.path.relpath(venv))
         subprocess.check_call([sys.executable, "-m", "venv", "--clear", venv])
     say("Installing the pinned packages into %s ..." % os.path.relpath(venv))
+    if "finetune" in extras:
+        install_cpu_torch(venv)
     target = ".[%s]" % ",".join(extras) if extras else "."
     run_pip(venv, ["-c", "constraints.txt", "-e", target])
     say("The environment is ready (%.0f s)." % (time.time() - started))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST = (3, 11)
-EXTRAS = "notebooks,dev"
+EXTRAS = "notebooks,finetune,dev"
 PIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!_]+")
 # pip and setuptools come with the environment, and a constraint on them would only get in the way.
 LEFT_OUT = {"pip", "setuptools", "wheel", "nim-rag-cookbook"}
@@ -39,13 +39,13 @@ def pins(frozen: str) -> list[str]:
     Args:
         frozen: What `pip freeze` printed.
     """
-    lines = [line.strip() for line in frozen.splitlines() if line.strip()]
+    # PyTorch's CPU build calls itself 2.13.0+cpu; the pin is for every build of that version.
+    lines = [line.strip().removesuffix("+cpu") for line in frozen.splitlines() if line.strip()]
     for line in lines:
         if not PIN.fullmatch(line):
             sys.exit(f"pip froze a line that holds on this machine only: {line}")
     names = {line: line.split("==")[0].lower().replace("_", "-") for line in lines}
     kept = [line for line in lines if names[line] not in LEFT_OUT]
-    # A local build such as 2.13.0+cpu never gets here: PIN has no plus sign.
     return sorted(kept, key=names.__getitem__)
 
 

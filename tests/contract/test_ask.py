@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from nim_cookbook.local import SERVERS
 from nim_cookbook.scoring import contains
 from tests.support import Servers
 
@@ -31,8 +32,7 @@ def cache(servers: Servers, tmp_path: Path) -> Path:
     """A cache folder that knows the session's servers."""
     run = tmp_path / "cache" / "run"
     run.mkdir(parents=True, mode=0o700)
-    names = ("chat", "embedding", "reranking", "catalog")
-    state = {"urls": {name: servers.url(name) for name in names}, "key": servers.key}
+    state = {"urls": {name: servers.url(name) for name in SERVERS}, "key": servers.key}
     (run / f"{servers.port_base}.json").write_text(json.dumps(state))
     return tmp_path / "cache"
 

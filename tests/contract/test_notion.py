@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import logging
 import os
 import re
 import subprocess
 import sys
-import threading
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 
-from local_endpoints.notion import RateLimit, Workspace, build_app, load_workspace
-from local_endpoints.ports import bind
+from local_endpoints.notion import RateLimit, Workspace, load_workspace
 from nim_cookbook.data import data_path
+from tests.notion_server import TOKEN, serving
 from tests.support import free_port_block
 
-TOKEN = "notion-fake-token-for-tests"
 OLD, NEW = "2022-06-28", "2025-09-03"
 SEALED = "engineering/runbooks/control-rooms"
 NOBODY = "00000000-0000-4000-8000-000000000000"
@@ -34,24 +29,6 @@ def needs(package: str) -> pytest.MarkDecorator:
     """Skip where a client package is not installed."""
     missing = importlib.util.find_spec(package) is None
     return pytest.mark.skipif(missing, reason=f"{package} is not installed")
-
-
-@contextlib.contextmanager
-def serving(space: Workspace, limit: RateLimit | None = None) -> Iterator[str]:
-    """Serve a workspace on a free port; give its address."""
-    port = free_port_block(1)
-    listener = bind("127.0.0.1", port, "notion")
-    config = uvicorn.Config(build_app(space, TOKEN, limit), log_level="error")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    while not server.started and thread.is_alive():
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def client(url: str, version: str | None = OLD, token: str | None = TOKEN) -> httpx.Client:

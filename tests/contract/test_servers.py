@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import httpx
 import pytest
@@ -98,6 +99,32 @@ class TestEveryServer:
         with servers.client(name) as http:
             answer = http.get("/models", headers={"Origin": "http://evil.example"})
         assert "access-control-allow-origin" not in answer.headers
+
+
+class TestNotion:
+    """The stand-in itself is tested in test_notion.py; here, that it is one of the servers."""
+
+    HEADERS: ClassVar = {"Notion-Version": "2022-06-28"}
+
+    def test_is_ready_for_anybody(self, servers):
+        answer = httpx.get(f"{servers.url('notion')}/health/ready")
+        assert (answer.status_code, answer.json()) == (200, {"ready": True})
+
+    def test_demands_the_key_of_this_start(self, servers):
+        url = f"{servers.url('notion')}/v1/users/me"
+        assert httpx.get(url, headers=self.HEADERS).status_code == 401
+        with servers.client("notion") as http:
+            assert http.get("/v1/users/me", headers=self.HEADERS).json()["type"] == "bot"
+
+    def test_has_no_rate_limit(self, servers):
+        with servers.client("notion") as http:
+            codes = {http.get("/v1/users", headers=self.HEADERS).status_code for _ in range(60)}
+        assert codes == {200}
+
+    def test_the_doctor_names_it(self, servers):
+        command = [sys.executable, "-m", "cookbook_cli", "doctor", "--endpoints", "local"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert f"notion at {servers.url('notion')}: " in done.stdout
 
 
 class TestKeys:
@@ -196,6 +223,11 @@ class TestStartAndEnd:
         table = wait_ready(process)
         for role in NAMES[:3]:
             assert REGISTRY.weights_for(role).description in table
+        lines = [line.split() for line in table.splitlines() if line.startswith("ready: ")]
+        assert [(line[1], line[2]) for line in lines if line[1] in ("chat", "notion")] == [
+            ("chat", f"http://127.0.0.1:{base}/v1"),
+            ("notion", f"http://127.0.0.1:{base + 5}"),
+        ]
         from nim_cookbook.local import state_path
 
         state = state_path(base)

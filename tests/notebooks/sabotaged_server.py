@@ -52,16 +52,18 @@ def fixed_answer() -> None:
     """Every question gets the same sentence, with honest usage figures."""
     honest = ChatEngine.complete
 
-    async def complete(self: ChatEngine, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        answer = await honest(self, path, body)
+    async def complete(
+        self: ChatEngine, path: str, body: dict[str, Any], adapter: str | None = None
+    ) -> dict[str, Any]:
+        answer = await honest(self, path, body, adapter)
         for choice in answer["choices"]:
             choice["message"]["content"] = FIXED
         return answer
 
     async def stream(
-        self: ChatEngine, path: str, body: dict[str, Any]
+        self: ChatEngine, path: str, body: dict[str, Any], adapter: str | None = None
     ) -> AsyncIterator[dict[str, Any]]:
-        answer = await complete(self, path, {**body, "max_tokens": 1})
+        answer = await complete(self, path, {**body, "max_tokens": 1}, adapter)
         head = {**answer, "object": "chat.completion.chunk"}
         usage = head.pop("usage")
         for word in FIXED.split():

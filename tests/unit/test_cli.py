@@ -386,7 +386,7 @@ def test_serve_reads_the_port_base_from_the_environment(monkeypatch: pytest.Monk
 
 
 def test_export_lines_survive_the_shell() -> None:
-    names = ("chat", "embedding", "reranking", "catalog")
+    names = ("chat", "embedding", "reranking", "catalog", "gradient", "notion")
     urls = {name: f"http://127.0.0.1:{8000 + n}/v1" for n, name in enumerate(names)}
     server = LocalServer(urls, "nvapi-local-it's a key; $(false)", 8000)
     script = (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nim_cookbook import display
+from nim_cookbook import display, plots
 from nim_cookbook.errors import DataError
 
 WEIGHTS = "Tiny, Q4_1 (local stand-in)"
@@ -90,8 +90,8 @@ def test_near_is_decided_by_the_whole_vectors():
 
 def test_the_map_does_not_depend_on_the_order_or_the_sign(clouds):
     vectors, _ = clouds
-    plane, place, kept = display._plane(vectors, vectors[0])
-    turned, _, _ = display._plane(vectors[::-1], vectors[0])
+    plane, place, kept = plots._plane(vectors, vectors[0])
+    turned, _, _ = plots._plane(vectors[::-1], vectors[0])
     assert np.allclose(plane, turned[::-1])
     assert np.allclose(plane[0], place)
     assert 0 < kept < 1

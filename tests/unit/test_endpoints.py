@@ -13,6 +13,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import httpx
 import pytest
@@ -481,13 +482,14 @@ class H(http.server.BaseHTTPRequestHandler):
         self.send_response(200); self.send_header("Content-Length", str(len(body)))
         self.end_headers(); self.wfile.write(body)
 servers = []
-for n in range(4):
+for n in range(6):
     s = http.server.ThreadingHTTPServer(("127.0.0.1", base + n), H); s.n = n
     servers.append(s); threading.Thread(target=s.serve_forever, daemon=True).start()
-names = ["chat", "embedding", "reranking", "catalog"]
+names = ["chat", "embedding", "reranking", "catalog", "gradient", "notion"]
 state = pathlib.Path(os.environ["COOKBOOK_CACHE_DIR"], "run", f"{base}.json")
 state.write_text(json.dumps({"pid": os.getpid(), "key": os.environ.get("COOKBOOK_LOCAL_KEY")
     or f"nvapi-local-{os.getpid()}",
+    "peft_source": os.environ.get("PEFT_SOURCE"),
     "urls": {x: f"http://127.0.0.1:{base + i}/v1" for i, x in enumerate(names)}, "weights": {}}))
 if "STUBBORN" in os.environ:
     import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)
@@ -692,6 +694,38 @@ def test_a_state_file_that_was_left_behind_is_not_believed(stand_in):
 def test_a_damaged_state_file_counts_as_none(stand_in, text):
     local.state_path(stand_in).write_text(text)
     assert local.find_running() is None
+
+
+def test_servers_of_an_older_version_count_as_none(stand_in):
+    four = local.SERVERS[:4]
+    urls = {name: f"http://127.0.0.1:{stand_in + n}/v1" for n, name in enumerate(four)}
+    local.state_path(stand_in).write_text(json.dumps({"key": "nvapi-local-old", "urls": urls}))
+    assert local.find_running() is None
+    assert endpoints.connect().chat.key != "nvapi-local-old"
+
+
+def test_servers_are_ready_when_all_of_them_are(stand_in):
+    endpoints.connect()
+    state = json.loads(local.state_path(stand_in).read_text())
+    assert local.find_running() is not None
+    state["urls"]["notion"] = f"http://127.0.0.1:{stand_in + 9}"
+    local.state_path(stand_in).write_text(json.dumps(state))
+    assert local.find_running() is None
+
+
+def test_the_folder_of_adapters(stand_in, nim):
+    with pytest.raises(ConfigurationError, match="loads no adapters: stop it"):
+        _ = endpoints.connect().peft_source
+    local.stop()
+    use(PEFT_SOURCE="/adapters")
+    assert endpoints.connect().peft_source == Path("/adapters")
+    use(COOKBOOK_ENDPOINTS="self-hosted", NIM_CHAT_URL=nim.url)
+    with pytest.raises(ConfigurationError, match="NIM_PEFT_SOURCE is not set"):
+        _ = endpoints.connect().peft_source
+    use(NIM_PEFT_SOURCE="~/loras")
+    assert endpoints.connect().peft_source == Path.home() / "loras"
+    with pytest.raises(ConfigurationError, match="NVIDIA's API catalog loads no adapters"):
+        _ = endpoints.Endpoints("hosted", {}).peft_source
 
 
 def test_a_failing_start_passes_on_the_servers_sentence(stand_in):

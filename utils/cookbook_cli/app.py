@@ -33,7 +33,8 @@ PortBase = Annotated[
     typer.Option(
         min=1024,
         max=65530,
-        help="First of the ports: chat +0, embedding +1, reranking +2, catalog +3. [default: 8000]",
+        help="First of the ports: chat +0, embedding +1, reranking +2, catalog +3, Gradient +4, "
+        "Notion +5. [default: 8000]",
     ),
 ]
 Endpoints = Annotated[

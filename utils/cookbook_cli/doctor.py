@@ -27,6 +27,12 @@ NEEDED = (*VERSIONED, "nbclient", "ipykernel")
 INSTALL = "pip install 'nim-rag-cookbook[notebooks]'"
 START = "nim-cookbook serve"
 FETCH = "nim-cookbook fetch"
+# What the local servers are that play no single role.
+LOCAL_SERVICES = {
+    "catalog": "all three",
+    "gradient": "fine-tuning, completion and embeddings",
+    "notion": "the company's engineering wiki",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +177,9 @@ def _local_servers() -> Iterator[Finding]:
     found = endpoints.connect(start=False)
     for role, weights in found.weights.items():
         yield Finding("servers", f"{role} at {server.urls[role]}: {weights}")
-    yield Finding("servers", f"catalog at {server.urls['catalog']}: all three, with a key")
+    for name, what in LOCAL_SERVICES.items():
+        if name in server.urls:
+            yield Finding("servers", f"{name} at {server.urls[name]}: {what}, with a key")
 
 
 def _ports(base: int) -> Iterator[Finding]:

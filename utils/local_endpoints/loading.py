@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from local_endpoints import weights as store
 from local_endpoints.api.catalog import Services
-from local_endpoints.api.service import RoleService
-from local_endpoints.engines.chat import ChatEngine
+from local_endpoints.api.service import RoleService, ServedAdapter
+from local_endpoints.engines.adaptable import AdaptableEngine
 from local_endpoints.engines.embedding import EmbeddingEngine
 from local_endpoints.engines.reranking import RerankingEngine
 from local_endpoints.options import ServeOptions
+from local_endpoints.peft_source import PeftSettings, PeftSource
 from local_endpoints.weights import ResolvedWeights
 from nim_cookbook.models import ROLES, Registry, Role
 
@@ -42,9 +43,16 @@ def resolve(
 
 
 async def load(
-    services: Services, options: ServeOptions, registry: Registry, report: Report
-) -> None:
+    services: Services,
+    options: ServeOptions,
+    registry: Registry,
+    peft: PeftSettings,
+    report: Report,
+) -> PeftSource:
     """Load all roles, each in a thread of its own, so that none waits for another.
+
+    Returns:
+        What loads the chat model's LoRA adapters; it has scanned once and wants to be run.
 
     Raises:
         WeightsError: Weights are missing, damaged or not loadable.
@@ -53,10 +61,20 @@ async def load(
         *(asyncio.to_thread(resolve, role, options, registry, report) for role in ROLES)
     )
 
-    async def load_chat() -> None:
-        engine = await asyncio.to_thread(ChatEngine, chat)
+    async def load_chat() -> PeftSource:
+        engine = AdaptableEngine(chat)
         await engine.start()
+
+        def publish(served: Mapping[str, ServedAdapter]) -> None:
+            services.chat.adapters = served
+
+        def reserved() -> list[str]:
+            return [*services.chat.catalog, chat.local_id, chat.name]
+
+        source = PeftSource(peft, engine, reserved, publish, report)
+        await source.scan()
         services.chat.load(engine, chat)
+        return source
 
     async def load_embedding() -> None:
         engine = await asyncio.to_thread(EmbeddingEngine, embedding)
@@ -66,7 +84,8 @@ async def load(
         engine = await asyncio.to_thread(RerankingEngine, reranking)
         services.reranking.load(engine, reranking)
 
-    await asyncio.gather(load_chat(), load_embedding(), load_reranking())
+    source, _, _ = await asyncio.gather(load_chat(), load_embedding(), load_reranking())
+    return source
 
 
 async def close(services: Services) -> None:

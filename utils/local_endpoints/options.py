@@ -7,8 +7,31 @@ from typing import Literal
 
 WeightSet = Literal["small", "better"]
 
-# Offsets from the port base; +4 and +5 are kept for the Gradient and Notion stand-ins.
-PORT_OFFSETS = {"chat": 0, "embedding": 1, "reranking": 2, "catalog": 3}
+# Offsets from the port base.
+PORT_OFFSETS = {
+    "chat": 0,
+    "embedding": 1,
+    "reranking": 2,
+    "catalog": 3,
+    "gradient": 4,
+    "notion": 5,
+}
+# What ends a server's base URL. The clients of NIMs want /v1 in it; Gradient's client takes the
+# URL as it is, and Notion's appends /v1 itself.
+BASE_PATHS = {"gradient": "/api", "notion": ""}
+NIM_BASE_PATH = "/v1"
+
+
+def base_url(name: str, host: str, port_base: int) -> str:
+    """Return the base URL of a server, without a slash at its end.
+
+    Args:
+        name: The server, a key of `PORT_OFFSETS`.
+        host: Host name or address as it stands in a URL.
+        port_base: The chat server's port.
+    """
+    path = BASE_PATHS.get(name, NIM_BASE_PATH)
+    return f"http://{host}:{port_base + PORT_OFFSETS[name]}{path}"
 
 
 @dataclass(frozen=True, slots=True)

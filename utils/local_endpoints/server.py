@@ -14,13 +14,20 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
-from local_endpoints import loading, ports, state
+from local_endpoints import loading, peft_source, ports, state
 from local_endpoints.access import choose_key
 from local_endpoints.api.catalog import build_apps
-from local_endpoints.options import PORT_OFFSETS, ServeOptions
+from local_endpoints.gradient.app import build_app as build_gradient
+from local_endpoints.gradient.store import AdapterStore, adapters_dir
+from local_endpoints.notion import build_app as build_notion
+from local_endpoints.notion import load_workspace
+from local_endpoints.options import PORT_OFFSETS, ServeOptions, base_url
+from nim_cookbook.data import data_path
 from nim_cookbook.errors import CookbookError
 from nim_cookbook.models import load_registry
 
+# These demand the key also on loopback, as the services do for which they stand.
+KEYED = ("catalog", "gradient", "notion")
 EXIT_USER_MISTAKE = 2
 GRACE_SECONDS = 5
 
@@ -74,26 +81,43 @@ class Start:
 
         Raises:
             PortInUseError: One is taken; none stays bound.
-            ConfigurationError: The address or the key cannot be used.
+            ConfigurationError: The address, the key or the folder of adapters cannot be used.
+            DataError: The Notion workspace cannot be read.
         """
         self.options = options
         self.key = choose_key("nvapi-local")
         self.registry = load_registry()
+        self.peft = peft_source.settings(options.port_base)
         self.services = loading.make_services(self.registry)
+        self.off_loopback = not ports.is_loopback(options.host)
+        self.contents: dict[str, str] = {"catalog": "all three roles"}
+        self.apps = self._build_apps()
+        self.watcher: asyncio.Task[None] | None = None
         self.sockets: dict[str, socket.socket] = {}
         try:
-            for name, offset in PORT_OFFSETS.items():
-                self.sockets[name] = ports.bind(options.host, options.port_base + offset, name)
+            for name in self.apps:
+                port = options.port_base + PORT_OFFSETS[name]
+                self.sockets[name] = ports.bind(options.host, port, name)
         except CookbookError:
             self.release()
             raise
         # 0.0.0.0 and :: listen on every address and are none to connect to.
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.host, options.host)
         shown = f"[{host}]" if ":" in host else host
-        self.urls = {
-            name: f"http://{shown}:{options.port_base + offset}/v1"
-            for name, offset in PORT_OFFSETS.items()
-        }
+        self.urls = {name: base_url(name, shown, options.port_base) for name in self.apps}
+
+    def _build_apps(self) -> dict[str, FastAPI]:
+        """Return the applications by name, in the order of their ports."""
+        apps = build_apps(self.services, self.key, self.off_loopback)
+        adapters = AdapterStore(adapters_dir(), warn=say)
+        apps["gradient"] = build_gradient(
+            self.services.chat, self.services.embedding, self.key, adapters
+        )
+        self.contents["gradient"] = f"adapters in {adapters.folder}"
+        wiki = load_workspace(data_path("notion"))
+        apps["notion"] = build_notion(wiki, self.key)  # no rate limit: it would slow the recipes
+        self.contents["notion"] = f"{wiki.name}, {sum(1 for _ in wiki.shared())} pages"
+        return {name: apps[name] for name in PORT_OFFSETS if name in apps}
 
     def release(self) -> None:
         """Close the sockets."""
@@ -111,8 +135,7 @@ class Start:
                 signal.signal(getattr(signal, name), lambda *_: loop.call_soon_threadsafe(stop.set))
         if self.options.stop_with_stdin:
             _stop_with_stdin(loop, stop)
-        off_loopback = not ports.is_loopback(self.options.host)
-        listeners = _listeners(build_apps(self.services, self.key, off_loopback))
+        listeners = _listeners(self.apps)
         serving = [
             asyncio.create_task(listener.serve(sockets=[self.sockets[name]]))
             for name, listener in listeners.items()
@@ -129,33 +152,38 @@ class Start:
         finally:
             loader.cancel()
             stopper.cancel()
+            if self.watcher is not None:
+                self.watcher.cancel()
             state.remove(state_file)
             for listener in listeners.values():
                 listener.should_exit = True
             await asyncio.gather(*serving, return_exceptions=True)
             await loading.close(self.services)
+            peft_source.tidy(self.peft)
 
     def _announce(self, weights: Mapping[str, str]) -> Path:
         """Write the state file, by which notebooks find these servers."""
         lasting = not self.options.stop_with_stdin
-        return state.write(self.options.port_base, self.key, self.urls, weights, lasting)
+        return state.write(
+            self.options.port_base, self.key, self.urls, weights, lasting, self.peft.folder
+        )
 
     async def _load(self) -> bool:
         """Load the models; return False after a user's mistake, which has been printed."""
         try:
-            await loading.load(self.services, self.options, self.registry, say)
+            source = await loading.load(self.services, self.options, self.registry, self.peft, say)
         except CookbookError as error:
             say(f"Error: {error}")
             return False
         roles = (self.services.chat, self.services.embedding, self.services.reranking)
-        off_loopback = not ports.is_loopback(self.options.host)
         names: dict[str, str] = {
             s.role: s.weights.description for s in roles if s.weights is not None
         }
         self._announce(names)
+        self.watcher = asyncio.create_task(source.run())
         for name, url in self.urls.items():
-            what = names.get(name, "all three roles")
-            keyed = "; key required" if name == "catalog" or off_loopback else ""
+            what = names.get(name) or self.contents.get(name, "")
+            keyed = "; key required" if name in KEYED or self.off_loopback else ""
             say(f"ready: {name:<10} {url:<32} {what}{keyed}")
         say("Local stand-ins: small models answer under catalogue ids. Stop with Ctrl-C.")
         return True

@@ -17,15 +17,17 @@ def write(
     urls: Mapping[str, str],
     weights: Mapping[str, str],
     lasting: bool,
+    peft_source: Path | None = None,
 ) -> Path:
     """Write the state file, readable by this user only, and return its path.
 
     Args:
         port_base: The first port.
         key: The key of this start.
-        urls: Base URL by server.
+        urls: Base URL by server; `/health/ready` below each tells whether it is ready.
         weights: What really answers, by role; empty while loading.
         lasting: Whether the servers outlive the process that started them.
+        peft_source: The folder from which the chat server loads LoRA adapters, if it does.
     """
     path = state_path(port_base)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,6 +38,7 @@ def write(
         "urls": dict(urls),
         "weights": dict(weights),
         "lasting": lasting,
+        "peft_source": str(peft_source) if peft_source else None,
     }
     draft = path.with_suffix(f".{os.getpid()}.tmp")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -25,6 +25,7 @@ import time
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import httpx
@@ -49,6 +50,7 @@ HOSTED_URL = "https://integrate.api.nvidia.com/v1"
 # With keys.EMBEDDINGS_KEY: an embedding model with an address, key and id of its own.
 EMBEDDINGS_URL = "NVIDIA_EMBEDDINGS_URL"
 EMBEDDINGS_MODEL = "NVIDIA_EMBEDDINGS_MODEL"
+PEFT_SOURCE = "NIM_PEFT_SOURCE"
 # Hosted models may have to be woken up; nothing local takes that long.
 PROGRESS_SECONDS = 5.0
 CALL_TIMEOUT = httpx.Timeout(30.0, connect=5.0)
@@ -98,10 +100,19 @@ class Endpoints:
         mode: Where they are: `local`, `hosted` or `self-hosted`.
     """
 
-    def __init__(self, mode: Mode, endpoints: Mapping[Role, Endpoint]) -> None:
-        """Take the endpoints that there are; a missing one is an error when it is asked for."""
+    def __init__(
+        self, mode: Mode, endpoints: Mapping[Role, Endpoint], peft_source: str | None = None
+    ) -> None:
+        """Take the endpoints that there are; a missing one is an error when it is asked for.
+
+        Args:
+            mode: Where they are.
+            endpoints: The endpoints by role.
+            peft_source: The folder from which the local chat server loads adapters.
+        """
         self.mode: Mode = mode
         self._endpoints = dict(endpoints)
+        self._peft_source = peft_source
 
     @property
     def chat(self) -> Endpoint:
@@ -122,6 +133,33 @@ class Endpoints:
     def weights(self) -> dict[Role, str]:
         """What really answers, by role, for the captions of tables and plots."""
         return {role: endpoint.weights for role, endpoint in self._endpoints.items()}
+
+    @property
+    def peft_source(self) -> Path:
+        """The folder from which the chat NIM loads LoRA adapters, its `NIM_PEFT_SOURCE`.
+
+        Raises:
+            ConfigurationError: There is none, or it is not known where it is.
+        """
+        if self.mode == "hosted":
+            raise ConfigurationError(
+                "NVIDIA's API catalog loads no adapters: set COOKBOOK_ENDPOINTS=local, or "
+                "self-hosted with a chat NIM that has NIM_PEFT_SOURCE set."
+            )
+        folder = self._peft_source
+        if self.mode == "self-hosted":
+            folder = os.environ.get(PEFT_SOURCE, "").strip()
+            if not folder:
+                raise ConfigurationError(
+                    f"{PEFT_SOURCE} is not set: set it to the folder on this machine that the "
+                    f"chat NIM loads adapters from, the one mounted as its {PEFT_SOURCE}."
+                )
+        if not folder:
+            raise ConfigurationError(
+                "The local chat server loads no adapters: stop it, and start it again with "
+                "`nim-cookbook serve`."
+            )
+        return Path(folder).expanduser()
 
     def check(self) -> Check:
         """Make the smallest real call to each endpoint and tell what answered.
@@ -197,20 +235,25 @@ def connect(api: Api = "any", *, start: bool = True, wait: float = 0) -> Endpoin
 
 
 def mode() -> Mode:
-    """Return the mode that `COOKBOOK_ENDPOINTS` asks for, after reading `.env`.
+    """Return the mode that `COOKBOOK_ENDPOINTS` asks for, after `read_env_file()`.
 
     Raises:
         ConfigurationError: It is set to something else.
     """
-    load_dotenv(find_dotenv(usecwd=True))
+    read_env_file()
     text = os.environ.get("COOKBOOK_ENDPOINTS", "").strip().lower() or "local"
     for known in get_args(Mode):
         if text == known:
             return known  # type: ignore[no-any-return]
     raise ConfigurationError(
-        f"COOKBOOK_ENDPOINTS is {_shown(text)}: set it to {', '.join(get_args(Mode)[:-1])} or "
+        f"COOKBOOK_ENDPOINTS is {shown(text)}: set it to {', '.join(get_args(Mode)[:-1])} or "
         f"{get_args(Mode)[-1]}."
     )
+
+
+def read_env_file() -> None:
+    """Take over the settings of the nearest `.env` file that the environment does not have."""
+    load_dotenv(find_dotenv(usecwd=True))
 
 
 def base_url(text: str, variable: str) -> str:
@@ -226,7 +269,7 @@ def base_url(text: str, variable: str) -> str:
     fault = url_fault(text) or _path_fault(text)
     if fault:
         raise ConfigurationError(
-            f"{variable} is {_shown(text)}, {fault}: write the base URL, such as "
+            f"{variable} is {shown(text)}, {fault}: write the base URL, such as "
             "http://localhost:8000/v1."
         )
     stripped = text.strip().rstrip("/")
@@ -258,17 +301,17 @@ def _path_fault(text: str) -> str | None:
     return "which goes on after /v1" if "/v1/" in path and not path.endswith("/v1") else None
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """Quote a wrong value for a message, without what may be a secret in it."""
     if "@" in text:
         return "set (not shown, it may hold a password)"
-    return repr(re.sub(r"nvapi-\S+", "nvapi-...", text[:80], flags=re.IGNORECASE))
+    return repr(re.sub(r"(nvapi-|ntn_|secret_)\S+", r"\1...", text[:80], flags=re.IGNORECASE))
 
 
 def _local(api: Api, start: bool) -> Endpoints:
     server = local.ensure_running(start=start)
     os.environ[keys.LOCAL_KEY] = server.key
-    _keep_proxies_off_loopback()
+    keep_proxies_off_loopback()
     endpoints: dict[Role, Endpoint] = {}
     for role in ROLES:
         url = server.urls["catalog" if api == "catalog" else role]
@@ -277,10 +320,10 @@ def _local(api: Api, start: bool) -> Endpoints:
             url=url,
             model=load_registry().default(role).id,
             key_variable=keys.LOCAL_KEY,
-            weights=_stand_in(url, role, server.key) or "local weights",
+            weights=stand_in(url, role, server.key) or "local weights",
             rerank_url=url if role == "reranking" else None,
         )
-    return Endpoints("local", endpoints)
+    return Endpoints("local", endpoints, server.peft_source)
 
 
 def _hosted() -> Endpoints:
@@ -322,7 +365,7 @@ def _own_embedding(usual: Endpoint) -> Endpoint:
     weights = f"{model} (hosted by NVIDIA)"
     if not at_nvidia:
         model = _served_model("embedding", url, key, EMBEDDINGS_URL, EMBEDDINGS_MODEL)
-        weights = _stand_in(url, "embedding", key) or f"{model} (self-hosted)"
+        weights = stand_in(url, "embedding", key) or f"{model} (self-hosted)"
     return replace(usual, url=url, model=model, key_variable=variable, weights=weights)
 
 
@@ -351,7 +394,7 @@ def _self_hosted(wait: float = 0) -> Endpoints:
             url=url,
             model=model,
             key_variable=key_variable,
-            weights=_stand_in(url, role, key) or f"{model} (self-hosted)",
+            weights=stand_in(url, role, key) or f"{model} (self-hosted)",
             rerank_url=url if role == "reranking" else None,
         )
     return Endpoints("self-hosted", endpoints)
@@ -422,7 +465,7 @@ def _listed_models(url: str, key: str, variable: str) -> list[str]:
     )
 
 
-def _stand_in(url: str, role: Role, key: str) -> str | None:
+def stand_in(url: str, role: Role, key: str) -> str | None:
     """Return the weights behind a local stand-in, as it tells them itself, else None."""
     try:
         metadata = _request("GET", f"{url}/metadata", key).json()
@@ -480,7 +523,7 @@ def _request(method: str, url: str, key: str, body: object = None) -> httpx.Resp
         return client.request(method, url, headers=headers, json=body)
 
 
-def _keep_proxies_off_loopback() -> None:
+def keep_proxies_off_loopback() -> None:
     """Add loopback to NO_PROXY where a proxy is set, or the clients would ask the proxy for it."""
     if not urllib.request.getproxies():
         return

@@ -18,6 +18,8 @@ import httpx
 import openai
 import requests
 
+from nim_cookbook.errors import CookbookError
+
 _ADVICE = {
     401: "set the key: NVIDIA_API_KEY for NVIDIA's hosts, NIM_API_KEY for your own",
     402: "see your credits at build.nvidia.com",
@@ -42,6 +44,8 @@ def explain(error: BaseException) -> str | None:
         The sentence, or None for an error that did not come from an endpoint.
     """
     for cause in _chain(error):
+        if isinstance(cause, CookbookError):  # one that a pipeline has wrapped, or a plain one
+            return None if cause is error else str(cause)
         answered = _answered(cause)
         if answered is not None:
             return _sentence(*answered)

@@ -118,6 +118,26 @@ def _optional_key(variable: str) -> str:
     return key
 
 
+def check_token(token: str, url: str, *, variable: str, url_variable: str) -> None:
+    """Refuse a token that cannot be sent, or that is a key for NVIDIA's hosts only.
+
+    Args:
+        token: The token of another service.
+        url: Where it would go.
+        variable: The variable that holds the token, for the message.
+        url_variable: The variable that holds the URL, for the message.
+
+    Raises:
+        MissingKeyError: No header can carry it.
+        ConfigurationError: It is a real NVIDIA key and the URL is not NVIDIA's.
+    """
+    if _KEY.fullmatch(token) is None:
+        raise MissingKeyError(
+            f"{variable} holds white space or characters that no token has: set it again."
+        )
+    guard(token, url, key_variable=variable, url_variable=url_variable)
+
+
 def find_key(variable: str) -> str | None:
     """Look for a key in the environment, then among Colab's secrets; never ask.
 

@@ -28,9 +28,9 @@ from filelock import FileLock, Timeout
 from nim_cookbook import keys
 from nim_cookbook.errors import ConfigurationError, EndpointUnreachable
 
-SERVERS = ("chat", "embedding", "reranking", "catalog")
+SERVERS = ("chat", "embedding", "reranking", "catalog", "gradient", "notion")
 DEFAULT_PORT_BASE = 8000
-PORTS = 6  # chat, embedding, reranking, catalog, and two kept for later stand-ins
+PORTS = 6  # the block that they share; the Gradient stand-in is +4, Notion's +5
 
 # -P: a file of the reader's beside the notebook must not shadow a module.
 SERVER_COMMAND = (sys.executable, "-P", "-m", "local_endpoints")
@@ -48,12 +48,13 @@ class LocalServer:
     """Local endpoints that answer.
 
     Attributes:
-        urls: Base URL by server: chat, embedding, reranking, catalog.
+        urls: Base URL by server: chat, embedding, reranking, catalog, gradient, notion.
         key: The key that they accept (never shown).
         port_base: The first port.
         pid: The process that serves.
         lasting: Whether they serve until somebody stops them, rather than until the notebook
             that started them ends.
+        peft_source: The folder from which the chat server loads adapters, where it told one.
     """
 
     urls: Mapping[str, str]
@@ -61,6 +62,7 @@ class LocalServer:
     port_base: int
     pid: int = 0
     lasting: bool = True
+    peft_source: str | None = None
 
 
 @dataclass(slots=True)
@@ -217,10 +219,20 @@ atexit.register(stop)
 def _read_state(base: int) -> LocalServer | None:
     try:
         state: dict[str, Any] = json.loads(state_path(base).read_text("utf-8"))
-        urls = {name: str(state["urls"][name]) for name in SERVERS}
+        urls = {str(name): str(url) for name, url in state["urls"].items()}
+        if not set(SERVERS) <= set(urls):
+            return None
         lasting = bool(state.get("lasting", True))
-        return LocalServer(urls, str(state["key"]), base, int(state.get("pid", 0)), lasting)
-    except (OSError, ValueError, KeyError, TypeError):
+        folder = state.get("peft_source")
+        return LocalServer(
+            urls,
+            str(state["key"]),
+            base,
+            int(state.get("pid", 0)),
+            lasting,
+            str(folder) if folder else None,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # absent, half written, or left by another version: as good as not running
 
 
@@ -286,7 +298,7 @@ def _spawn(base: int) -> _Child:
             # part of the cell.
             start_new_session=True,
         )
-    print(f"Starting the local endpoints on ports {base} to {base + 3}.", flush=True)
+    print(f"Starting the local endpoints on ports {base} to {base + PORTS - 1}.", flush=True)
     return _Child(process, log, os.getpid())
 
 

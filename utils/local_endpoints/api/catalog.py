@@ -1,4 +1,7 @@
-"""The four applications: one NIM a role, and the API catalog that serves all roles on one URL."""
+"""The four applications: one NIM a role, and the API catalog that serves all roles on one URL.
+
+Only the chat NIM serves LoRA adapters: the hosted catalog loads none either.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +39,10 @@ def build_apps(services: Services, key: str, demand_key_everywhere: bool) -> dic
         "chat": build_app(
             "Chat NIM (local stand-in)",
             [services.chat],
-            [chat.router(services.chat, metrics["chat"])],
+            [chat.router(services.chat, metrics["chat"], adapters=True)],
             metrics["chat"],
             nim_key,
+            adapters=True,
         ),
         "embedding": build_app(
             "Embedding NIM (local stand-in)",

@@ -26,10 +26,13 @@ from local_endpoints.api.schemas import (
 )
 from local_endpoints.api.service import RoleService
 from local_endpoints.engines import tools as tool_calls
-from local_endpoints.engines.chat import ChatEngine, EngineRefusal, PromptTooLong
+from local_endpoints.engines.adaptable import AdaptableEngine
+from local_endpoints.engines.chat import EngineRefusal, PromptTooLong, UnknownAdapter
 
 Json = dict[str, Any]
-Service = RoleService[ChatEngine]
+Service = RoleService[AdaptableEngine]
+# What an engine raises about a request.
+CLIENT_ERRORS = (PromptTooLong, EngineRefusal, UnknownAdapter)
 
 # Fields that llama.cpp takes under the same name.
 PASSED_ON = (
@@ -142,7 +145,7 @@ def _check_template_arguments(arguments: Json, template: str) -> None:
 class ChatTranslator:
     """Turns one chat request into llama.cpp's, and llama.cpp's answer into the one to send."""
 
-    def __init__(self, body: ChatRequest, engine: ChatEngine) -> None:
+    def __init__(self, body: ChatRequest, engine: AdaptableEngine) -> None:
         limit = body.max_completion_tokens or body.max_tokens
         self.alternatives: int | None = None
         self.request = _sampling(body, limit, engine.context)
@@ -161,7 +164,7 @@ class ChatTranslator:
         self.by_schema = False
         self._add_messages(body, engine)
 
-    def _add_messages(self, body: ChatRequest, engine: ChatEngine) -> None:
+    def _add_messages(self, body: ChatRequest, engine: AdaptableEngine) -> None:
         messages = [_message(message) for message in body.messages]
         if engine.weights.system and all(message["role"] != "system" for message in messages):
             messages.insert(0, {"role": "system", "content": engine.weights.system})
@@ -239,12 +242,25 @@ def _client_error(error: Exception, context: int) -> ApiError:
             f"This model's maximum context length is {context} tokens, but the input has "
             f"{error.tokens}; shorten it.",
         )
+    if isinstance(error, UnknownAdapter):
+        return ApiError(404, f"The adapter '{error}' has just been removed; GET /v1/models again.")
     return ApiError(400, f"The model's engine cannot do that: {error}.")
 
 
-def router(service: Service, metrics: Metrics) -> APIRouter:
-    """Return the chat routes over `service`."""
+def router(service: Service, metrics: Metrics, adapters: bool = False) -> APIRouter:
+    """Return the chat routes over `service`; `adapters` if they serve its LoRA adapters, too."""
     routes = APIRouter(prefix="/v1", tags=["chat"])
+
+    def adapter_of(model: str) -> str | None:
+        """Return the adapter that a model id chooses, None for the base model.
+
+        Raises:
+            ApiError: 404 for an id that is not served.
+        """
+        if adapters and model in service.adapters:
+            return model
+        service.check(model)
+        return None
 
     def count(usage: Json) -> None:
         metrics.prompt_tokens.labels("chat").inc(usage["prompt_tokens"])
@@ -255,7 +271,7 @@ def router(service: Service, metrics: Metrics) -> APIRouter:
         with metrics.request("chat"):
             try:
                 result = await until_disconnect(request, answer)
-            except (PromptTooLong, EngineRefusal) as error:
+            except CLIENT_ERRORS as error:
                 raise _client_error(error, engine.context) from error
             count(result["usage"])
         return FastJSONResponse(result)
@@ -266,7 +282,7 @@ def router(service: Service, metrics: Metrics) -> APIRouter:
         began = time.perf_counter()
         try:
             first = await until_disconnect(request, _next(chunks))
-        except (PromptTooLong, EngineRefusal) as error:
+        except CLIENT_ERRORS as error:
             metrics.failure.labels("chat").inc()
             raise _client_error(error, engine.context) from error
         metrics.first_token.observe(time.perf_counter() - began)
@@ -290,35 +306,37 @@ def router(service: Service, metrics: Metrics) -> APIRouter:
     @routes.post("/chat/completions", response_model=None)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answer a chat, whole or as server-sent events."""
-        service.check(body.model)
+        adapter = adapter_of(body.model)
         engine = service.require_engine()
         translator = ChatTranslator(body, engine)
         path = "/v1/chat/completions"
 
         async def answer() -> Json:
-            return translator.whole(await engine.complete(path, translator.request))
+            return translator.whole(await engine.complete(path, translator.request, adapter))
 
         if not body.stream:
             return await whole(request, answer())
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
         if translator.by_schema:
             return await streamed(request, _deferred(answer()), with_usage)
-        chunks = (translator.whole(c) async for c in engine.stream(path, translator.request))
+        answered = engine.stream(path, translator.request, adapter)
+        chunks = (translator.whole(chunk) async for chunk in answered)
         return await streamed(request, chunks, with_usage)
 
     @routes.post("/completions", response_model=None)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue a text, whole or as server-sent events."""
-        service.check(body.model)
+        adapter = adapter_of(body.model)
         engine = service.require_engine()
         translated = _sampling(body, body.max_tokens, engine.context)
         translated["prompt"] = body.prompt
         if body.logprobs is not None:
             translated["logprobs"] = body.logprobs
         if not body.stream:
-            return await whole(request, engine.complete("/v1/completions", translated))
+            return await whole(request, engine.complete("/v1/completions", translated, adapter))
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
-        return await streamed(request, engine.stream("/v1/completions", translated), with_usage)
+        chunks = engine.stream("/v1/completions", translated, adapter)
+        return await streamed(request, chunks, with_usage)
 
     return routes
 

@@ -125,7 +125,9 @@ async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
         watcher.cancel()
 
 
-def _system_router(services: Sequence[RoleService[Any]], metrics: Metrics) -> APIRouter:
+def _system_router(
+    services: Sequence[RoleService[Any]], metrics: Metrics, adapters: bool
+) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["system"])
 
     @router.get("/health/live")
@@ -142,6 +144,8 @@ def _system_router(services: Sequence[RoleService[Any]], metrics: Metrics) -> AP
     @router.get("/models")
     async def models() -> dict[str, Any]:
         data = [entry for service in services for entry in service.listing()]
+        if adapters:
+            data += [entry for service in services for entry in service.adapter_listing()]
         return {"object": "list", "data": data}
 
     @router.get("/version")
@@ -151,6 +155,7 @@ def _system_router(services: Sequence[RoleService[Any]], metrics: Metrics) -> AP
 
     @router.get("/metadata")
     async def metadata() -> dict[str, Any]:
+        loaded = [entry for service in services for entry in service.adapter_provenance()]
         return {
             "id": "-".join(service.role for service in services),
             "version": version("nim-rag-cookbook"),
@@ -161,6 +166,7 @@ def _system_router(services: Sequence[RoleService[Any]], metrics: Metrics) -> AP
             ],
             "localStandIn": True,
             "weights": [entry for service in services for entry in service.provenance()],
+            **({"adapters": loaded} if adapters else {}),
         }
 
     @router.get("/metrics")
@@ -176,6 +182,7 @@ def build_app(
     routers: Sequence[APIRouter],
     metrics: Metrics,
     key: str | None,
+    adapters: bool = False,
 ) -> FastAPI:
     """Return one server's application.
 
@@ -185,6 +192,7 @@ def build_app(
         routers: The routes of those roles.
         metrics: Its Prometheus figures.
         key: The key to demand, None to accept any request as a self-hosted NIM does.
+        adapters: Whether it shows the roles' LoRA adapters.
     """
     app = FastAPI(
         title=title,
@@ -196,7 +204,7 @@ def build_app(
         redoc_url=None,
     )
     install_handlers(app)
-    app.include_router(_system_router(services, metrics))
+    app.include_router(_system_router(services, metrics, adapters))
     for router in routers:
         app.include_router(router)
     app.add_middleware(BodyLimit)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from local_endpoints.api.errors import ApiError
@@ -10,6 +12,23 @@ from local_endpoints.weights import ResolvedWeights
 from nim_cookbook.models import CatalogModel, Role
 
 E = TypeVar("E")
+
+
+@dataclass(frozen=True, slots=True)
+class ServedAdapter:
+    """A LoRA adapter that a role serves beside its base model.
+
+    Attributes:
+        name: The model id that chooses it.
+        created: When its weights were written, in seconds since 1970.
+        file: Name of its weights file.
+        sha256: Hash of that file.
+    """
+
+    name: str
+    created: int
+    file: str
+    sha256: str
 
 
 class RoleService(Generic[E]):
@@ -26,6 +45,7 @@ class RoleService(Generic[E]):
         self.catalog = {model.id: model for model in catalog}
         self.engine: E | None = None
         self.weights: ResolvedWeights | None = None
+        self.adapters: Mapping[str, ServedAdapter] = {}
         self.created = int(time.time())
 
     @property
@@ -79,6 +99,29 @@ class RoleService(Generic[E]):
                 "parent": None,
             }
             for model in self.ids()
+        ]
+
+    def adapter_listing(self) -> list[dict[str, Any]]:
+        """Return the adapters' entries of a NIM's ``/v1/models``, to be listed after the base."""
+        base = self.ids()[0]
+        return [
+            {
+                "id": adapter.name,
+                "object": "model",
+                "created": adapter.created,
+                "owned_by": "local-stand-in",
+                "root": base,
+                "parent": base,
+            }
+            for adapter in self.adapters.values()
+        ]
+
+    def adapter_provenance(self) -> list[dict[str, Any]]:
+        """Return the files of the adapters, and the weights that they are laid over."""
+        base = self.weights.local_id if self.weights else ""
+        return [
+            {"name": adapter.name, "base": base, "file": adapter.file, "sha256": adapter.sha256}
+            for adapter in self.adapters.values()
         ]
 
     def provenance(self) -> list[dict[str, Any]]:

@@ -5,6 +5,8 @@ socket in a folder that only this user may enter, and with a random key; it open
 (on Windows, which lacks that, a loopback port with the same key). Talking HTTP to it gives what a
 call-back cannot: a request whose client went away is cancelled at once, also while its prompt is
 being read, and concurrent requests share llama.cpp's continuous batches.
+
+LoRA adapters are loaded with the model and chosen by each request.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,20 +61,31 @@ class EngineRefusal(Exception):
     """llama.cpp refused the request, such as a JSON schema that it cannot turn into a grammar."""
 
 
+class UnknownAdapter(Exception):
+    """The engine has no adapter of that name, or has it no more."""
+
+
 class ChatEngine:
     """A GGUF model behind llama.cpp.
 
     Args:
         weights: Where the GGUF file lies and what it is.
         threads: Threads for prompt and generation; `default_threads()` if not given.
+        adapters: LoRA adapters that requests can choose: name and GGUF file.
 
     Raises:
-        WeightsError: llama.cpp cannot load the file.
+        WeightsError: llama.cpp cannot load the file, or an adapter over it.
     """
 
-    def __init__(self, weights: ResolvedWeights, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        weights: ResolvedWeights,
+        threads: int | None = None,
+        adapters: Mapping[str, Path] | None = None,
+    ) -> None:
         self.weights = weights
         self.context = weights.max_tokens
+        self.adapters = dict(adapters or {})
         self._folder = tempfile.TemporaryDirectory(prefix="nim-cookbook-")
         self._key = secrets.token_urlsafe(32)
         model = weights.folder / weights.files[0][0]
@@ -81,12 +94,15 @@ class ChatEngine:
         except RuntimeError as error:
             self._folder.cleanup()
             raise WeightsError(
-                f"llama.cpp cannot load {model}: not a GGUF file that it knows, or not enough "
-                "memory; choose another file with --chat-model."
+                f"llama.cpp cannot load {model}{self._with_adapters()}: not a GGUF file that it "
+                "knows, or not enough memory; choose another file with --chat-model."
             ) from error
         self._client = self._open_client()
         self.template_knows_tools = False
         self.template = ""
+
+    def _with_adapters(self) -> str:
+        return f" with the adapters {', '.join(self.adapters)}" if self.adapters else ""
 
     def _parameters(self, model: Path, threads: int) -> xllamacpp.CommonParams:
         params = xllamacpp.CommonParams()
@@ -100,6 +116,13 @@ class ChatEngine:
         params.ui = False
         params.verbosity = -1
         params.api_keys = [self._key]
+        # llama.cpp keeps prompts of idle slots in memory and gives them to any request that begins
+        # alike, whichever adapter had read them (its issue 26207; measured here, too). Within a
+        # slot it drops what another adapter has read.
+        params.cache_ram_mib = 0
+        params.cache_idle_slots = False
+        params.lora_init_without_apply = True
+        params.lora_adapters = [_lora_info(path) for path in self.adapters.values()]
         if os.name == "posix":
             params.hostnames = [str(Path(self._folder.name) / "llama.sock")]
         return params
@@ -131,26 +154,49 @@ class ChatEngine:
         slots = (await self._client.get("/slots")).json()
         return sum(bool(slot.get("is_processing")) for slot in slots)
 
-    async def complete(self, path: str, body: Json) -> Json:
+    def _choose(self, body: Json, adapter: str | None) -> Json:
+        """Return the request with the scale of every loaded adapter: 1 for the chosen, else 0.
+
+        All are named, since llama.cpp takes an empty list for none given (its issue 28674).
+
+        Raises:
+            UnknownAdapter: No such adapter is loaded.
+        """
+        if adapter is not None and adapter not in self.adapters:
+            raise UnknownAdapter(adapter)
+        if not self.adapters:
+            return body
+        scales = [float(name == adapter) for name in self.adapters]
+        return {**body, "lora": [{"id": i, "scale": scale} for i, scale in enumerate(scales)]}
+
+    async def complete(self, path: str, body: Json, adapter: str | None = None) -> Json:
         """Return the whole answer of ``/v1/chat/completions`` or ``/v1/completions``.
 
+        Args:
+            path: Which of the two.
+            body: The request as llama.cpp takes it; `model` is the id to answer under.
+            adapter: The LoRA adapter to answer with; None for the base model alone.
+
         Raises:
             PromptTooLong: The prompt does not fit the context window.
             EngineRefusal: llama.cpp refused the request.
+            UnknownAdapter: No such adapter is loaded.
         """
-        answer = await self._client.post(path, json={**body, "stream": False})
+        request = {**self._choose(body, adapter), "stream": False}
+        answer = await self._client.post(path, json=request)
         if answer.status_code != 200:
             raise _failure(answer.content)
-        return self._public(answer.json(), body["model"])
+        return self._public(answer.json(), body["model"], adapter)
 
-    async def stream(self, path: str, body: Json) -> AsyncIterator[Json]:
+    async def stream(
+        self, path: str, body: Json, adapter: str | None = None
+    ) -> AsyncGenerator[Json, None]:
         """Yield the answer's chunks as they are generated; closing the iterator cancels it.
 
-        Raises:
-            PromptTooLong: The prompt does not fit the context window.
-            EngineRefusal: llama.cpp refused the request.
+        Arguments and errors are those of `complete`; errors come with the first chunk.
         """
-        request = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        request = self._choose(body, adapter)
+        request = {**request, "stream": True, "stream_options": {"include_usage": True}}
         async with self._client.stream("POST", path, json=request) as answer:
             if answer.status_code != 200:
                 raise _failure(await answer.aread())
@@ -160,15 +206,16 @@ class ChatEngine:
                 data = line.removeprefix("data: ")
                 if data == line or data == "[DONE]":
                     continue
-                yield self._public(json.loads(data), body["model"])
+                yield self._public(json.loads(data), body["model"], adapter)
 
-    def _public(self, answer: Json, model: str) -> Json:
+    def _public(self, answer: Json, model: str, adapter: str | None) -> Json:
         """Replace what is llama.cpp's own by what a NIM would show, and name the weights."""
         if "error" in answer:
             raise _failure(json.dumps(answer).encode())
         answer.pop("timings", None)
         answer["model"] = model
-        answer["system_fingerprint"] = self.weights.local_id
+        local_id = self.weights.local_id
+        answer["system_fingerprint"] = f"{local_id}+{adapter}" if adapter else local_id
         for choice in answer.get("choices", []):
             delta = choice.get("delta")
             if delta is not None and "role" in delta and delta.get("content") is None:
@@ -180,6 +227,13 @@ class ChatEngine:
         await self._client.aclose()
         del self._server
         self._folder.cleanup()
+
+
+def _lora_info(path: Path) -> xllamacpp.CommonAdapterLoraInfo:
+    info = xllamacpp.CommonAdapterLoraInfo()
+    info.path = str(path)
+    info.scale = 0.0
+    return info
 
 
 def _failure(body: bytes) -> Exception:

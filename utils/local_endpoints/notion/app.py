@@ -470,6 +470,13 @@ def build_app(workspace: Workspace, token: str, limit: RateLimit | None = None) 
     errors.install_handlers(app)
     app.include_router(_routes(_Api(workspace)))
 
+    async def ready(_: Request) -> JSONResponse:
+        return JSONResponse({"ready": True})
+
+    # Not Notion's: who starts the local servers asks for it, and has no token. `add_route` leaves
+    # out the gate.
+    app.add_route("/health/ready", ready)
+
     async def other(request: Request) -> JSONResponse:
         _refuse(request)
 

@@ -1,0 +1,172 @@
+"""From questions with evidence to samples for fine-tuning: what is read, and what is to be learnt.
+
+The chat weights of the local servers are SmolLM2-135M-Instruct, so the prompt is written in that
+model's chat markup (ChatML): a completion endpoint passes text on as it is, and a chat endpoint
+makes the very same text of a system and a user message.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from haystack import Document
+from haystack.components.builders import PromptBuilder
+from haystack.document_stores.in_memory import InMemoryDocumentStore
+
+from nim_cookbook import corpus
+from nim_cookbook.corpus import Query
+from nim_cookbook.errors import DataError
+
+#: The system message of training, evaluation and use; an adapter expects the prompt it was
+#: trained with.
+SYSTEM = "Answer the question briefly from the passage."
+#: What the samples without an answer teach to say.
+REFUSAL = "The passage does not tell."
+#: The user message: a Jinja template over `documents` and `question`.
+USER = """{% for document in documents %}{{ document.content[:2000] }}
+
+{% endfor %}Question: {{ question }}"""
+#: The whole prompt for a completion endpoint, in SmolLM2's chat markup. It ends with two line
+#: breaks because Jinja drops the last one.
+TEMPLATE = f"""<|im_start|>system
+{SYSTEM}<|im_end|>
+<|im_start|>user
+{USER}<|im_end|>
+<|im_start|>assistant
+
+"""
+END = "<|im_end|>"
+
+#: As `gradientai` takes it: `{"inputs": [{"value", "trainable", "parse_special_tokens"}, ...]}`.
+Sample = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A question with the passages that a perfect retriever would have found for it.
+
+    Attributes:
+        query: The question, with its reference answers.
+        passages: Passages that hold its evidence; for a question that nothing answers the passage
+            that comes closest by its words.
+    """
+
+    query: Query
+    passages: tuple[Document, ...]
+
+    @property
+    def prompt(self) -> str:
+        """What the model reads."""
+        return prompt(self.query.question, self.passages)
+
+
+def prompt(question: str, passages: Sequence[Document]) -> str:
+    """Return the prompt of a question about passages, as `PromptBuilder(TEMPLATE)` writes it."""
+    builder = PromptBuilder(TEMPLATE, required_variables="*")
+    text: str = builder.run(question=question, documents=list(passages))["prompt"]
+    return text
+
+
+def cases(queries: Iterable[Query], passages: Sequence[Document]) -> list[Case]:
+    """Put to each question the passages that hold its evidence.
+
+    Reading is measured apart from retrieval that way: what is wrong then is the reader's fault.
+
+    Args:
+        queries: The questions. One whose evidence lies in no passage is left out.
+        passages: All passages, with the id of their document in `meta["document"]`.
+    """
+    of_document: dict[str, list[Document]] = {}
+    for passage in passages:
+        of_document.setdefault(passage.meta["document"], []).append(passage)
+    store = _store(passages)
+    found = []
+    for query in queries:
+        held = _evidence(query, of_document) if query.answerable else _nearest(query, store)
+        if held:
+            found.append(Case(query, tuple(held)))
+    return found
+
+
+def _evidence(query: Query, of_document: Mapping[str, list[Document]]) -> list[Document]:
+    held: dict[str, Document] = {}
+    for evidence in query.evidence:
+        for passage in of_document.get(evidence.document, []):
+            if corpus.relevant(passage.content or "", evidence, evidence.document):
+                held[passage.id] = passage
+                break
+    return list(held.values())
+
+
+def _store(passages: Sequence[Document]) -> InMemoryDocumentStore:
+    store = InMemoryDocumentStore()
+    store.write_documents(list(passages))
+    return store
+
+
+def _nearest(query: Query, store: InMemoryDocumentStore) -> list[Document]:
+    """Return the passage of BM25's choice among documents that hold nothing of the answer."""
+    values = sorted({evidence.document for evidence in query.evidence})
+    others = {"field": "meta.document", "operator": "not in", "value": values}
+    return store.bm25_retrieval(query.question, filters=others if values else None, top_k=1)
+
+
+def samples(
+    cases: Sequence[Case],
+    *,
+    refusals: float = 0.0,
+    passages: Sequence[Document] = (),
+    seed: int = 0,
+) -> list[Sample]:
+    """Return one sample a case, shuffled: the prompt to read and the first reference to learn.
+
+    Args:
+        cases: Answerable questions with their passages.
+        refusals: Share of the cases, from 0 to 1, that are to be refused: they get the closest of
+            `passages` from other documents, and `REFUSAL` as their answer.
+        passages: What to take those from; needed only with refusals.
+        seed: Of the order, and of which cases refuse.
+
+    Raises:
+        DataError: The share is none, there is nothing to take refusals from, or a case has no
+            reference answer.
+    """
+    if not 0 <= refusals <= 1:
+        raise DataError(f"A share of {refusals} refusals is impossible: give one from 0 to 1.")
+    if refusals and not passages:
+        raise DataError("Samples that refuse need passages that do not answer: give `passages`.")
+    store = _store(passages)
+    dice = random.Random(seed)
+    made = []
+    for case in dice.sample(list(cases), len(cases)):
+        query = case.query
+        if not query.answers:
+            raise DataError(f"Question {query.id} has no reference answer to learn.")
+        if dice.random() < refusals:
+            made.append(_sample(prompt(query.question, _nearest(query, store)), REFUSAL))
+        else:
+            made.append(_sample(case.prompt, query.answers[0]))
+    return made
+
+
+def _sample(read: str, learnt: str) -> Sample:
+    return {
+        "inputs": [
+            {"value": read, "trainable": False, "parse_special_tokens": True},
+            {"value": learnt + END, "trainable": True, "parse_special_tokens": True},
+        ]
+    }
+
+
+def fingerprint(batches: Sequence[Sequence[Sample]], **settings: object) -> str:
+    """Return twelve digits that change with any sample, their order, or a setting.
+
+    An adapter that has them in its name was trained on exactly this, so that nobody trains twice.
+    """
+    text = json.dumps([batches, settings], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

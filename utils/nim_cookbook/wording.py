@@ -1,0 +1,42 @@
+"""Short forms of texts and numbers, as tables and plots show them."""
+
+from __future__ import annotations
+
+from textwrap import fill
+
+
+def cut(text: str, limit: int) -> str:
+    """Return a text on one line, cut at `limit` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def two_digits(value: float) -> str:
+    """Return a number with two digits after the point."""
+    return f"{round(float(value), 2) + 0:.2f}"  # + 0: no minus before a zero
+
+
+def duration(seconds: float) -> str:
+    """Return a time in seconds or milliseconds."""
+    if seconds < 1:
+        return f"{seconds * 1000:.1f} ms" if seconds < 0.01 else f"{seconds * 1000:.0f} ms"
+    return f"{seconds:.1f} s"
+
+
+def size(size: float) -> str:
+    """Return a number of bytes in the unit that fits."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def count(number: int, what: str) -> str:
+    """Return a number of things: 1 passage, 2 passages."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def wrapped(*lines: str, width: int) -> str:
+    """Return lines of text, broken at `width` characters."""
+    return "\n".join(fill(line, width) for line in lines)
