@@ -1,17 +1,20 @@
 """An adapter trained here answers alike in transformers with PEFT and in llama.cpp.
 
 Both read the same GGUF weights and the same PEFT folder. They do not compute alike: llama.cpp
-rounds activations to 8 bits for its quantised weights, transformers does not. So the bare base
-model is compared, too, and shows how much of a difference is not the adapter's.
+rounds activations to 8 bits for its quantised weights, transformers does not. So two more things
+are compared: the bare base model, and llama.cpp over the same weights written out as float32, where
+it rounds nothing and only the adapter's conversion can make a difference.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 
 from local_endpoints import adapters, weights
@@ -147,12 +150,48 @@ def first_by_torch(model, ids: list[list[int]]) -> First:
 @pytest.fixture(scope="module")
 def by_llama(base, prompts, folders, tmp_path_factory) -> dict[str, First]:
     """llama.cpp, over the same file and the same folders."""
-    cache = tmp_path_factory.mktemp("converted")
-    file = base.folder / base.files[0][0]
+    return run_llama(base, prompts, folders, tmp_path_factory.mktemp("converted"))
+
+
+@pytest.fixture(scope="module")
+def by_llama_float32(base, prompts, folders, tmp_path_factory) -> dict[str, First]:
+    """llama.cpp, over the same weights without their quantisation."""
+    folder = tmp_path_factory.mktemp("float32")
+    wide = write_float32(base.folder / base.files[0][0], folder / "wide.gguf")
+    try:
+        weights = replace(base, folder=folder, files=((wide.name, ""),))
+        return run_llama(weights, prompts, folders, folder)
+    finally:
+        wide.unlink()  # half a gigabyte
+
+
+def write_float32(source: Path, target: Path) -> Path:
+    """Write a GGUF model's fields and tensors again, the tensors as float32."""
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, "llama")
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name not in (
+            "general.architecture",
+            "general.file_type",
+        ):
+            inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(name, field.contents(), field.types[0], inner)
+    for tensor in reader.tensors:
+        wide = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        writer.add_tensor(tensor.name, wide.astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
+def run_llama(weights, prompts, folders: dict[str, Path], cache: Path) -> dict[str, First]:
+    file = weights.folder / weights.files[0][0]
     ggufs = {name: adapters.to_gguf(folder, file, cache) for name, folder in folders.items()}
 
     async def ask() -> dict[str, First]:
-        engine = ChatEngine(base, adapters=ggufs)
+        engine = ChatEngine(weights, adapters=ggufs)
         await engine.start()
         try:
             return {
@@ -185,6 +224,11 @@ def share(one: list[int], other: list[int]) -> float:
 
 def test_the_trained_adapter_changes_what_is_answered(by_torch):
     assert share(by_torch["trained"].tokens, by_torch["base"].tokens) < 0.8
+
+
+@pytest.mark.parametrize("name", ["base", "trained", "random"])
+def test_first_tokens_agree_without_quantisation(by_torch, by_llama_float32, name):
+    assert share(by_torch[name].tokens, by_llama_float32[name].tokens) >= NEEDED
 
 
 def test_first_tokens_of_the_trained_adapter_agree(by_torch, by_llama, capsys):

@@ -775,13 +775,15 @@ def test_samples_that_cannot_be_learnt(
 def test_adapters_survive_a_restart_and_go_on_where_they_were(
     running: Running, services: Services, taught: tuple[Any, list[float]], tmp_path: Path
 ) -> None:
-    adapter, losses = taught
+    adapter, _ = taught
     shutil.copytree(running.folder / adapter.id, tmp_path / adapter.id)
+    expected = [adapter.fine_tune(samples=SAMPLES).sum_loss for _ in range(2)]
     with serving(services, tmp_path) as again:
         found = again.sdk.get_model_adapter(model_adapter_id=adapter.id)
         assert say(found) == ANSWER
-        assert found.fine_tune(samples=SAMPLES).sum_loss < losses[-1]
-        assert say(found) == ANSWER
+        # The second loss is the same only if the optimiser went on where it was, too.
+        losses = [found.fine_tune(samples=SAMPLES).sum_loss for _ in range(2)]
+        assert losses == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
 @trains

@@ -132,7 +132,9 @@ class ChatEngine:
         unix = address.startswith("unix://")
         transport = httpx.AsyncHTTPTransport(
             uds=address.removeprefix("unix://") if unix else None,
-            limits=httpx.Limits(max_connections=HTTP_THREADS),
+            # llama.cpp closes a connection after a streamed answer without saying so, and a request
+            # that took it up again would be lost. A new one to a local socket costs nothing.
+            limits=httpx.Limits(max_connections=HTTP_THREADS, max_keepalive_connections=0),
         )
         return httpx.AsyncClient(
             transport=transport,
