@@ -15,6 +15,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from local_endpoints.engines.chat import default_threads
+
 Json = dict[str, Any]
 T = TypeVar("T")
 
@@ -53,7 +55,7 @@ def missing_packages() -> list[str]:
 
 def worker_command(base: Path) -> list[str]:
     """Return the command of the worker; -P: a file in the working folder shadows no module."""
-    return [sys.executable, "-P", "-m", WORKER, str(base)]
+    return [sys.executable, "-P", "-m", WORKER, str(base), str(default_threads())]
 
 
 class Worker:

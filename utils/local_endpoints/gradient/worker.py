@@ -1,4 +1,4 @@
-"""``python -m local_endpoints.gradient.worker BASE.gguf``: the process that trains.
+"""``python -m local_endpoints.gradient.worker BASE.gguf THREADS``: the process that trains.
 
 It reads one JSON object a line from standard input and writes one a line to standard output; the
 first says that the model is loaded, each other answers a request. It ends with its standard input,
@@ -90,11 +90,12 @@ def _perform(trainer: Trainer, request: Json) -> Json:
         return _failure(error)
 
 
-def main(base: Path) -> int:
+def main(base: Path, threads: int) -> int:
     """Answer requests until standard input ends.
 
     Args:
         base: GGUF file of the base model.
+        threads: Threads of PyTorch.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then stops us
     output = _private_output()
@@ -102,10 +103,14 @@ def main(base: Path) -> int:
     threading.Thread(target=_read, args=(requests,), daemon=True).start()
     with suppress(OSError, AttributeError):  # Windows has no niceness
         os.nice(NICENESS)
+    # Read when PyTorch is imported. OpenMP's threads spin while they wait for each other, and one
+    # that has lost its core to another program holds up all: with both of two cores busy, a step
+    # of half a second took 3 to 14 seconds.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from local_endpoints.finetuning.trainer import Trainer
 
-        trainer = Trainer(base)
+        trainer = Trainer(base, threads)
     except Exception as error:
         _say(output, _failure(error))
         return 1
@@ -115,4 +120,4 @@ def main(base: Path) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(Path(sys.argv[1])))
+    raise SystemExit(main(Path(sys.argv[1]), int(sys.argv[2])))
