@@ -18,7 +18,7 @@ NEED_PYTHON = command -v $(PYTHON) >/dev/null || { echo "Error: $(PYTHON) was no
 BOOTSTRAP = @$(NEED_PYTHON); $(PYTHON) tools/bootstrap.py --venv $(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint lab serve fetch notebooks pdfs bench constraints wheel clean setup setup-dev
+.PHONY: help run test lint lab serve fetch notebooks pdfs adapter bench constraints wheel clean setup setup-dev
 
 help: ## Show this list
 	@echo "make TARGET, with TARGET one of:"
@@ -54,6 +54,9 @@ notebooks: setup ## Execute the recipes and store their outputs in notebooks/
 
 pdfs: setup-dev ## Build the company's PDFs from their Markdown
 	@$(BIN)/python tools/make_pdfs.py
+
+adapter: setup-dev ## Train and measure the adapters under data/ (half an hour on two idle cores)
+	@$(BIN)/python tools/make_adapter.py
 
 bench: setup ## Measure what the endpoints cost, as ratios within one run
 	@$(if $(PORT_BASE),COOKBOOK_PORT_BASE=$(PORT_BASE)) $(BIN)/python benchmarks/endpoints.py

@@ -31,7 +31,7 @@ from local_endpoints.engines.embedding import EmbeddingEngine
 from local_endpoints.gradient.app import base_model_id, build_app
 from local_endpoints.gradient.store import AdapterStore
 from local_endpoints.gradient.training import MAX_WAITING, missing_packages
-from local_endpoints.options import ServeOptions
+from local_endpoints.options import PORT_OFFSETS, ServeOptions
 from local_endpoints.ports import bind
 from nim_cookbook.models import load_registry
 from tests.support import free_port_block
@@ -197,10 +197,10 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.01)
 
 
-def workers() -> list[psutil.Process]:
-    """Return the processes that train for a server in this process."""
+def workers(of: int | None = None) -> list[psutil.Process]:
+    """Return the processes that train for a server in the process `of`, or in this one."""
     found = []
-    for child in psutil.Process().children():
+    for child in psutil.Process(of).children():
         with contextlib.suppress(psutil.Error):
             if "local_endpoints.gradient.worker" in child.cmdline():
                 found.append(child)
@@ -828,31 +828,38 @@ def test_a_worker_killed_in_mid_training_leaves_the_last_good_adapter(
 @trains
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGINT for a child")
 def test_ctrl_c_stops_server_and_worker_and_a_second_start_cleans_up(tmp_path: Path) -> None:
-    port = free_port_block(1)
+    base = free_port_block()
     environment = {
         **os.environ,
         "COOKBOOK_ADAPTERS_DIR": str(tmp_path),
         "COOKBOOK_LOCAL_KEY": TOKEN,
     }
-    url = f"http://127.0.0.1:{port}/api"
-    command = [sys.executable, "-m", "local_endpoints.gradient", "--port", str(port)]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as server:
-        sdk = Gradient(access_token=TOKEN, workspace_id=WORKSPACE, host=url)
-        wait_for(lambda: httpx_ready(url) or server.poll() is not None, "the server")
-        adapter = sdk.get_base_model(base_model_slug=SLUG).create_model_adapter(name="mine")
-        (worker,) = psutil.Process(server.pid).children()
-        long = [{"inputs": "All work and no play makes Jack a dull boy. " * 60}] * 30
-        with ThreadPoolExecutor(1) as pool:
-            answer = pool.submit(lambda: adapter.fine_tune(samples=long))
-            home = tmp_path / adapter.id
-            wait_for(lambda: len([p for p in home.iterdir() if p.is_dir()]) == 2, "a step")
-            server.send_signal(signal.SIGINT)
-            worker.send_signal(signal.SIGINT)  # as a terminal does
-            assert server.wait(60) == 0
-            assert answer.exception() is not None
-        sdk.close()
-        assert server.stderr is not None
-        assert "Traceback" not in server.stderr.read().decode()
+    url = f"http://127.0.0.1:{base + PORT_OFFSETS['gradient']}/api"
+    command = [sys.executable, "-m", "local_endpoints", "--port-base", str(base)]
+    log = tmp_path.with_suffix(".log")
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(command, env=environment, stdout=output, stderr=output) as server,
+    ):
+        try:
+            sdk = Gradient(access_token=TOKEN, workspace_id=WORKSPACE, host=url)
+            wait_for(lambda: httpx_ready(url) or server.poll() is not None, "the server")
+            adapter = sdk.get_base_model(base_model_slug=SLUG).create_model_adapter(name="mine")
+            (worker,) = workers(of=server.pid)
+            # Much longer than the time that a stopping server gives to answers under way.
+            long = [{"inputs": "All work and no play makes Jack a dull boy. " * 60}] * 60
+            with ThreadPoolExecutor(1) as pool:
+                answer = pool.submit(lambda: adapter.fine_tune(samples=long))
+                home = tmp_path / adapter.id
+                wait_for(lambda: len([p for p in home.iterdir() if p.is_dir()]) == 2, "a step")
+                server.send_signal(signal.SIGINT)
+                worker.send_signal(signal.SIGINT)  # as a terminal does
+                assert server.wait(60) == 0
+                assert "server is stopping" in str(answer.exception())
+            sdk.close()
+        finally:
+            server.kill()  # nothing when it has ended
+    assert "Traceback" not in log.read_text("utf-8")
     wait_for(lambda: not worker.is_running(), "the end of the worker")
     store = AdapterStore(tmp_path)
     store.clean()

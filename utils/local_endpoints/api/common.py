@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import orjson
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from local_endpoints.api.errors import ClientGone, error_response, install_handlers
@@ -107,6 +108,7 @@ async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
     Raises:
         ClientGone: The client went away.
+        HTTPException: 503, when the server stops and waits no longer.
     """
     task = asyncio.ensure_future(work)
 
@@ -120,6 +122,8 @@ async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
         if not task.done():
             raise ClientGone
         return task.result()
+    except asyncio.CancelledError:  # uvicorn's, after its time of grace
+        raise HTTPException(503, "The local server is stopping; start it again.") from None
     finally:
         task.cancel()
         watcher.cancel()

@@ -1,10 +1,8 @@
 """Train the adapters of recipe 05 at length, and measure them on all questions of the test split.
 
-A draft, like the notebook beside it: it has not been run to its end. It is to become
-`tools/make_adapter.py`, run by `make adapter`, and takes about half an hour on two idle
-cores. It writes `data/adapters`: two adapters as PEFT folders, in half precision,
-and `card.json` with their data, steps, losses and scores. A run that was
-stopped goes on after the last adapter that it finished; the same data,
+`make adapter` runs this, about half an hour on two idle cores. It writes `data/adapters`: two
+adapters as PEFT folders, in half precision, and `card.json` with their data, steps, losses and
+scores. A run that was stopped goes on after the last adapter that it finished; the same data,
 settings and weights give the same adapters.
 """
 
@@ -38,7 +36,7 @@ from nim_cookbook import corpus, evaluation, finetuning, indexing
 from nim_cookbook.local import cache_dir
 from nim_cookbook.models import load_registry
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "data" / "adapters"
 RANK, BATCH, SEED = 8, 8, 1
 ANSWER_TOKENS = 60
