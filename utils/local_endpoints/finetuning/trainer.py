@@ -13,11 +13,15 @@ does it.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import gguf
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
@@ -89,6 +93,20 @@ class _Encoded:
     multiplier: float
 
 
+@contextlib.contextmanager
+def _read_once() -> Iterator[None]:
+    """Have transformers parse a GGUF file once, which takes it most of the time it needs to load.
+
+    It opens the file for the tokenizer, the configuration and the tensors, and makes the table of
+    tensor names anew for every module.
+    """
+    with (
+        mock.patch.object(gguf, "GGUFReader", functools.cache(gguf.GGUFReader)),
+        mock.patch.object(gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map)),
+    ):
+        yield
+
+
 class Trainer:
     """One base model, and the adapter that was trained last.
 
@@ -109,10 +127,11 @@ class Trainer:
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         if threads:
             torch.set_num_threads(threads)
-        self._tokenizer = AutoTokenizer.from_pretrained(base.parent, gguf_file=base.name)
-        self._base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            base.parent, gguf_file=base.name, dtype=torch.float32
-        )
+        with _read_once():
+            self._tokenizer = AutoTokenizer.from_pretrained(base.parent, gguf_file=base.name)
+            self._base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                base.parent, gguf_file=base.name, dtype=torch.float32
+            )
         self._model: PeftModel | None = None
         self._optimizer: torch.optim.AdamW | None = None
         self._learning_rate = 0.0
