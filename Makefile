@@ -26,7 +26,7 @@ help: ## Show this list
 
 # Both install what is missing and do nothing when the environment is up to date.
 setup:
-	$(BOOTSTRAP) --extras notebooks
+	$(BOOTSTRAP) --extras notebooks,finetune
 
 setup-dev:
 	$(BOOTSTRAP) --extras notebooks,finetune,dev

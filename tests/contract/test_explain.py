@@ -11,13 +11,14 @@ from nbclient.exceptions import CellExecutionError
 
 START = """
 import os
+from gradientai import Gradient
 from haystack import Document, Pipeline
 from haystack.dataclasses import ChatMessage
 from haystack.utils import Secret
 from haystack_integrations.components.embedders.nvidia import NvidiaTextEmbedder
 from haystack_integrations.components.generators.nvidia import NvidiaChatGenerator
 from llama_index.postprocessor.nvidia_rerank import NVIDIARerank
-from nim_cookbook import endpoints
+from nim_cookbook import endpoints, services
 os.environ["COOKBOOK_ENDPOINTS"] = "local"
 os.environ.pop("NVIDIA_API_KEY", None)
 nim = endpoints.connect("catalog")
@@ -33,7 +34,15 @@ def chat(**more):
 def embed(**more):
     arguments = dict(model=nim.embedding.model, api_url=nim.embedding.url, api_key=key)
     return NvidiaTextEmbedder(**(arguments | more)).run
+
+gradient = services.connect_gradient()
+
+def fine_tuning(**more):
+    arguments = dict(access_token=nim.chat.key, workspace_id="w", host=gradient.host)
+    return Gradient(**(arguments | more))
 """
+
+NOBODY = "00000000-0000-4000-8000-000000000000_model_adapter"
 
 CASES = {
     "chat, wrong key": ("chat(api_key=wrong)('hi')", ["answered 403", "check the key"]),
@@ -53,6 +62,18 @@ CASES = {
     "reranking, wrong path": (
         "NVIDIARerank(model='a/b', base_url=nim.chat.url + '/nothing', api_key=nim.chat.key)",
         ["answered 404"],
+    ),
+    "fine-tuning, wrong token": (
+        "fine_tuning(access_token=os.environ['WRONG_KEY']).list_models(only_base=True)",
+        ["The Gradient server answered 401", "token"],
+    ),
+    "fine-tuning, unknown adapter": (
+        f"fine_tuning().get_model_adapter(model_adapter_id='{NOBODY}')",
+        ["The Gradient server answered 404", NOBODY],
+    ),
+    "fine-tuning, nobody there": (
+        "fine_tuning(host='http://127.0.0.1:9/api').list_models(only_base=True)",
+        ["http://127.0.0.1:9/api/models", "cannot be reached", "check the URL"],
     ),
     "unknown mode": (
         "os.environ['COOKBOOK_ENDPOINTS'] = 'moon'\nendpoints.connect()",

@@ -30,6 +30,9 @@ HYBRID_FLOORS = {
 SAME_AS_BM25S = 0.95  # of the questions: equal scores of embedded Qdrant and bm25s
 MOST_WRONG_REFUSALS = 0.2  # of the answerable test questions; 0.1 was aimed at on dev
 REFUSED_OTHER_SUBJECT = 0.7
+MOST_CONTAINMENT_LOST = 0.05  # of the answerable test questions, by fine-tuning
+MOST_WRONG_REFUSALS_BY_MODEL = 0.15
+SAME_ON_NIM = 0.9  # of the answers: 11 of 12
 WRONGLY_REFUSED = 0.1
 SAME_VECTOR = 1e-6
 NAMED = re.compile(r"\((?:local stand-in|self-hosted|hosted by NVIDIA)\)")
@@ -285,12 +288,65 @@ def _measured_04(notebook: NotebookNode) -> Iterator[str]:
     # Right refusals have no floor: the recipe shows why this signal cannot have a high one.
 
 
+def gradient_notion(notebook: NotebookNode) -> Iterator[str]:
+    """Recipe 05: the wiki is exported, the adapter learns and is better, and a NIM serves it."""
+    if len(pages := rows(notebook, "pages")) < 15:
+        yield f"only {len(pages)} pages were exported"
+    if not any("shared" in row["reason"] for row in rows(notebook, "skipped")):
+        yield "the page that is not shared is not reported"
+    losses = [float(x) for x in re.findall(r"\d+\.\d\d", _alt(notebook, "train"))]
+    if len(losses) < 10 or sum(losses[-3:]) >= sum(losses[:3]):
+        yield f"the loss does not fall: {losses}"
+    base, adapter = rows(notebook, "compare")
+    if float(adapter["words"]) >= float(base["words"]):
+        yield "the adapter's answers are not shorter"
+    better = [row[""] for row in rows(notebook, "examples")]
+    if better != ["better", "better", "worse"]:
+        yield f"the examples are not two better and one worse: {better}"
+    if len(rows(notebook, "card")) < 4:
+        yield "the card has few runs"
+    served = {row["model"]: row["base"] for row in rows(notebook, "served")}
+    if not all(served[name] for name in ("brief-answers", "brief-answers-long")):
+        yield f"the chat NIM does not say whose adapters they are: {served}"
+    computed, held = map(
+        int, re.findall(r"[\d,]+\d", text(notebook, "scale-check").replace(",", ""))
+    )
+    if not 0.98 < computed / held < 1.02:
+        yield f"the formula gives {computed} parameters, the file holds {held}"
+    yield from _measured_05(notebook)
+    yield from _weights_named(
+        notebook, "index", "ask-base", "ask-adapter", "train", "compare", "examples", "card",
+        "served", "overrefusal",
+    )  # fmt: skip
+
+
+def _measured_05(notebook: NotebookNode) -> Iterator[str]:
+    values = {m.name: m.value for m in measures(notebook)}
+
+    def numbers(name: str) -> list[float]:
+        return [float(x) for x in re.findall(r"[-+]?\d\.\d+", str(values[name]))]
+
+    if (low := numbers("f1, adapter minus base")[1]) <= 0:
+        yield f"the adapter is not surely better: the interval of F1 begins at {low}"
+    if (change := numbers("contains, adapter minus base")[0]) < -MOST_CONTAINMENT_LOST:
+        yield f"the adapter loses right answers: {change}"
+    if (wrong := numbers("wrong refusals, adapter")[0]) >= MOST_WRONG_REFUSALS_BY_MODEL:
+        yield f"the adapter refuses {wrong:.0%} of the answerable questions"
+    if float(values["same answers on the chat NIM"]) < SAME_ON_NIM:
+        yield "the chat NIM does not answer as the Gradient server does"
+
+
+def _alt(notebook: NotebookNode, tag: str) -> str:
+    return text(notebook, tag) + html(notebook, tag)
+
+
 GUARDS: dict[str, Guard] = {
     "00": start_here,
     "01": hosted_api_catalog,
     "02": self_hosted_nim,
     "03": pdf_to_qdrant,
     "04": hybrid_retrieval,
+    "05": gradient_notion,
 }
 
 

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import venv
+from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
@@ -28,22 +29,31 @@ NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("[0-9]*.ipynb"))
 # wheel brings all they need, they run up to the cell with this tag, and then import the rest.
 ENOUGH = {"03": "first-index", "04": "index"}
 
+# It trains, with packages of an extra which this environment leaves out.
+TRAINS = "05"
+
 # What pip says when no package index can be reached at all.
 OFFLINE = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ProxyError")
 
 pytestmark = pytest.mark.slow
 
 
-def run(*command: str | Path, **more: object) -> None:
-    """Run a command; when it fails, fail the test with what it printed."""
-    done = subprocess.run(
+def attempt(*command: str | Path, **more: object) -> subprocess.CompletedProcess[str]:
+    """Run a command; return how it ended and what it printed."""
+    return subprocess.run(  # type: ignore[call-overload, no-any-return]
         [str(part) for part in command],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         timeout=900,
-        **more,  # type: ignore[call-overload]
+        check=False,
+        **more,
     )
+
+
+def run(*command: str | Path, **more: object) -> None:
+    """Run a command; when it fails, fail the test with what it printed."""
+    done = attempt(*command, **more)
     assert done.returncode == 0, done.stdout[-4000:]
 
 
@@ -89,24 +99,65 @@ def shortened(path: Path, tag: str | None) -> nbformat.NotebookNode:
     return notebook
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs_alone(notebook: Path, environment: Path, tmp_path: Path):
+@dataclass
+class Desk:
+    """An empty folder with one notebook in it, and an empty cache but for the weights.
+
+    Attributes:
+        folder: The folder.
+        environ: Environment variables: none that says where servers are.
+    """
+
+    folder: Path
+    environ: dict[str, str]
+
+    def execute(self, environment: Path) -> subprocess.CompletedProcess[str]:
+        (notebook,) = self.folder.iterdir()
+        command = (environment / "jupyter", "execute", "--inplace", notebook.name)
+        done = attempt(*command, cwd=self.folder, env=self.environ)
+        assert list(self.folder.iterdir()) == [notebook], "the notebook left files"
+        servers = Path(self.environ["COOKBOOK_CACHE_DIR"]) / "run"
+        assert not list(servers.glob("*.json")), "the notebook left servers running"
+        return done
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
     cache = tmp_path / "cache"
     cache.mkdir()
     (cache / "weights").symlink_to(cache_dir() / "weights")
-    desk = tmp_path / "desk"
-    desk.mkdir()
+    folder = tmp_path / "desk"
+    folder.mkdir()
+    ours = ("COOKBOOK_", "NIM_", "NVIDIA_", "PYTHONPATH", "COVERAGE_")
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return Desk(folder, {**environ, "COOKBOOK_CACHE_DIR": str(cache)})
+
+
+@pytest.mark.parametrize(
+    "notebook", [path for path in NOTEBOOKS if path.stem[:2] != TRAINS], ids=lambda path: path.stem
+)
+def test_runs_alone(notebook: Path, environment: Path, desk: Desk):
     number = notebook.stem[:2]
-    nbformat.write(shortened(notebook, ENOUGH.get(number)), desk / notebook.name)
-    clean = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("COOKBOOK_", "NIM_", "NVIDIA_", "PYTHONPATH", "COVERAGE_"))
-    }
-    clean["COOKBOOK_CACHE_DIR"] = str(cache)
-    run(environment / "jupyter", "execute", "--inplace", notebook.name, cwd=desk, env=clean)
-    executed = nbformat.read(desk / notebook.name, as_version=4)
+    nbformat.write(shortened(notebook, ENOUGH.get(number)), desk.folder / notebook.name)
+    done = desk.execute(environment)
+    assert done.returncode == 0, done.stdout[-4000:]
     if number not in ENOUGH:  # the cells that the others are judged by did not run
+        executed = nbformat.read(desk.folder / notebook.name, as_version=4)
         assert check(number, executed) == []
-    assert [path.name for path in desk.iterdir()] == [notebook.name], "the notebook left files"
-    assert not list((cache / "run").glob("*.json")), "the notebook left servers running"
+
+
+def test_training_without_its_packages_says_what_to_install(environment: Path, desk: Desk):
+    (notebook,) = [path for path in NOTEBOOKS if path.stem[:2] == TRAINS]
+    content = nbformat.read(notebook, as_version=4)
+    end = next(
+        n for n, cell in enumerate(content.cells) if "adapter" in cell.metadata.get("tags", ())
+    )
+    content.cells = content.cells[: end + 1]
+    nbformat.write(content, desk.folder / notebook.name)
+    done = desk.execute(environment)
+    assert done.returncode != 0
+    assert "create_model_adapter(" in done.stdout, "it stopped at another cell"
+    (sentence,) = {line for line in done.stdout.splitlines() if "Training needs" in line}
+    assert "torch, peft, transformers" in sentence
+    assert 'pip install "nim-rag-cookbook[finetune]"' in sentence
+    assert "Traceback" not in done.stdout.split(content.cells[end].source)[-1]

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import httpx
 import openai
 import requests
+import urllib3
 
 from nim_cookbook.errors import CookbookError
 
@@ -46,6 +47,9 @@ def explain(error: BaseException) -> str | None:
     for cause in _chain(error):
         if isinstance(cause, CookbookError):  # one that a pipeline has wrapped, or a plain one
             return None if cause is error else str(cause)
+        refused = _refused_by_gradient(cause)
+        if refused is not None:
+            return refused
         answered = _answered(cause)
         if answered is not None:
             return _sentence(*answered)
@@ -100,6 +104,15 @@ def _answered(error: BaseException) -> tuple[int, str, str] | None:
     return None
 
 
+def _refused_by_gradient(error: BaseException) -> str | None:
+    """Return the Gradient server's own sentence; its client does not say which URL it asked."""
+    module = sys.modules.get("gradientai.openapi.client.exceptions")  # slow to import just for this
+    if module is None or not isinstance(error, module.ApiException):
+        return None
+    said = _said(str(error.body or ""), most=500)
+    return f"The Gradient server answered {error.status}: {said or error.reason}."
+
+
 def _unreachable(error: BaseException) -> str | None:
     if isinstance(error, openai.APIConnectionError | httpx.TransportError):
         # httpx raises when the request is asked for and there is none
@@ -110,6 +123,9 @@ def _unreachable(error: BaseException) -> str | None:
         )
     elif isinstance(error, requests.ConnectionError | requests.Timeout):
         url = str(error.request.url) if error.request is not None else "the endpoint"
+    elif isinstance(error, urllib3.exceptions.MaxRetryError):
+        pool = error.pool
+        url = f"{pool.scheme}://{pool.host}:{pool.port}{error.url or ''}"
     else:
         return None
     timed_out = isinstance(
@@ -137,7 +153,7 @@ def _place(url: str) -> str:
     )
 
 
-def _said(body: str) -> str:
+def _said(body: str, most: int = 300) -> str:
     """Return the endpoint's own words, on one line and not too many of them."""
     try:
         answer = json.loads(body)
@@ -148,4 +164,4 @@ def _said(body: str) -> str:
         inner = answer.get("error")
         for source in (answer, inner if isinstance(inner, dict) else {"message": inner}):
             words = words or str(source.get("detail") or source.get("message") or "")
-    return " ".join(words.split())[:300].rstrip(".")
+    return " ".join(words.split())[:most].rstrip(".")
