@@ -17,7 +17,10 @@ NAMES = ("chat", "embedding", "reranking", "catalog", "gradient", "notion")  # i
 PATHS = {"gradient": "/api", "notion": ""}
 KEYED = ("catalog", "gradient", "notion")
 
-_bases = iter(range(18000 + os.getpid() % 1000 * 10, 60000, 10))
+# xdist's processes run side by side: each begins far from the others, or two would hand out the
+# same block before either's servers listen.
+_process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw-1").removeprefix("gw")) + 1
+_bases = iter(range(12000 + _process % 5 * 4000 + os.getpid() % 300 * 10, 60000, 10))
 
 
 def free_port_block(size: int = BLOCK) -> int:

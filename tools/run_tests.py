@@ -25,13 +25,14 @@ LINT: tuple[tuple[str, ...], ...] = (
     (PYTHON, "-m", "ruff", "format", "--check", *CODE),
     (PYTHON, "-m", "mypy"),
 )
-# Unit tests share nothing, so they run on all cores; the two others share one local server. The
-# recipes run untraced: what they call is covered by the tests before them, and tracing kernels and
-# servers makes them half as fast again.
+# Unit tests share nothing, so they run on all cores. The others share one local server, which
+# generates on one thread: two at a time, and no file of theirs is split where its tests share
+# something. The recipes run untraced: what they call is covered by the tests before them, and
+# tracing kernels and servers makes them half as fast again.
 SUITES: dict[str, tuple[str, ...]] = {
     "unit": (*PYTEST, "tests/unit", "-n", "auto"),
-    "contract": (*PYTEST, "tests/contract"),
-    "notebooks": (PYTHON, "-m", "pytest", "tests/notebooks"),
+    "contract": (*PYTEST, "tests/contract", "-n", "2", "--dist", "loadfile"),
+    "notebooks": (PYTHON, "-m", "pytest", "tests/notebooks", "-n", "2", "--dist", "loadgroup"),
 }
 PHASES = ("lint", *SUITES)
 

@@ -18,6 +18,8 @@ PREPARATION = ("papers", "pdf", "converters", "connect-converters", "splitter")
 QUERY = ("embedders", "store", "update", "query-models", "router", "prompt", "rag", "rag-connect")
 THRESHOLD = -1.5
 
+pytestmark = pytest.mark.xdist_group("same_pipelines")  # one store
+
 
 @pytest.fixture(scope="module")
 def recipe(servers: Servers) -> dict[str, Any]:

@@ -35,7 +35,7 @@ TRAINS = "05"
 # What pip says when no package index can be reached at all.
 OFFLINE = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ProxyError")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("standalone")]  # one environment
 
 
 def attempt(*command: str | Path, **more: object) -> subprocess.CompletedProcess[str]:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,9 @@ MAX_WAITING = 16
 PACKAGES = ("torch", "peft", "transformers")  # the extra `finetune`
 WORKER = "local_endpoints.gradient.worker"
 STOP_SECONDS = 2.0
+# PyTorch's threads sleep while they wait for each other. By default they spin, and then a step
+# beside other work on the same cores takes many times as long, and so does the other work.
+ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class QueueFull(Exception):
@@ -100,7 +104,7 @@ class Worker:
         if self._process is None or self._process.returncode is not None:
             pipe = asyncio.subprocess.PIPE
             self._process = await asyncio.create_subprocess_exec(
-                *self._command, stdin=pipe, stdout=pipe
+                *self._command, stdin=pipe, stdout=pipe, env={**ENVIRONMENT, **os.environ}
             )
             try:
                 await self._answer(self._process)  # that its model is loaded
