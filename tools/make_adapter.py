@@ -138,7 +138,9 @@ def store(source: Path, folder: Path) -> None:
     draft.mkdir()
     tensors = {name: value.half() for name, value in load_file(source / PEFT_FILES[1]).items()}
     save_file(tensors, draft / PEFT_FILES[1], {"format": "pt"})
-    shutil.copyfile(source / PEFT_FILES[0], draft / PEFT_FILES[0])
+    config = json.loads((source / PEFT_FILES[0]).read_text("utf-8"))
+    config["target_modules"].sort()  # a set, so each run would write another order
+    _write(draft / PEFT_FILES[0], config)
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)
 
