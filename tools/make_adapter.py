@@ -15,12 +15,10 @@ import json
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from haystack import Document
@@ -109,26 +107,24 @@ def to_trainer(sample: finetuning.Sample) -> Sample:
 
 def train(
     trainer: Trainer, run: Run, batches: Sequence[Any], folder: Path, bars: Progress
-) -> list[dict[str, float]]:
-    """Train one adapter into `folder`; return its steps."""
+) -> list[float]:
+    """Train one adapter into `folder`; return the loss of each step."""
     task = bars.add_task(f"training {run.name}", total=len(batches))
-    steps = []
+    losses = []
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         at = Path(scratch) / "0"
         at.mkdir()
         trainer.create(at, RANK, run.learning_rate)
         for number, batch in enumerate(batches, 1):
-            began = time.perf_counter()
             after = Path(scratch) / str(number)
             after.mkdir()
             result = trainer.step(at, after, [to_trainer(sample) for sample in batch])
             shutil.rmtree(at)
             at = after
-            seconds = time.perf_counter() - began
-            steps.append({"loss": result.sum_loss / result.tokens, "seconds": seconds})
+            losses.append(result.sum_loss / result.tokens)
             bars.update(task, completed=number)
         store(at, folder)
-    return steps
+    return losses
 
 
 def store(source: Path, folder: Path) -> None:
@@ -221,14 +217,14 @@ class Maker:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def trained(self, run: Run, batches: Sequence[Any]) -> tuple[Path, list[dict[str, float]]]:
-        """Return an adapter's folder and steps, trained now or before."""
+    def trained(self, run: Run, batches: Sequence[Any]) -> tuple[Path, list[float]]:
+        """Return an adapter's folder and losses, trained now or before."""
         place = self.remembered(["adapter", finetuning.fingerprint(batches), asdict(run)])
-        folder, log = place / "adapter", place / "steps.json"
+        folder, log = place / "adapter", place / "losses.json"
         if not log.is_file():
             self._trainer = self._trainer or Trainer(self.base)
-            steps = train(self._trainer, run, batches, folder, self.bars)
-            _write(log, steps)
+            losses = train(self._trainer, run, batches, folder, self.bars)
+            _write(log, losses)
         return folder, json.loads(log.read_text("utf-8"))
 
     def answered(self, folder: Path | None) -> list[str]:
@@ -262,7 +258,7 @@ def make(bars: Progress) -> dict[str, Any]:
     ]
     for run in RUNS:
         batches = batches_of(run)
-        folder, steps = maker.trained(run, batches)
+        folder, losses = maker.trained(run, batches)
         given = maker.answered(folder)
         if run.kept:
             TARGET.mkdir(exist_ok=True)
@@ -271,13 +267,12 @@ def make(bars: Progress) -> dict[str, Any]:
             {
                 "name": run.name,
                 "refusals": run.refusals,
-                "steps": len(steps),
+                "steps": len(losses),
                 "samples": sum(map(len, batches)),
                 "rank": RANK,
                 "learning_rate": run.learning_rate,
                 "words_of_a_passage": run.words,
-                "median_seconds_a_step": round(median(s["seconds"] for s in steps), 2),
-                "losses": [round(step["loss"], 3) for step in steps],
+                "losses": [round(loss, 3) for loss in losses],
             }
             | scores(maker.cases, given)
             | {"minus_base": against_base(maker.cases, given, base)}
