@@ -68,7 +68,7 @@ class Run:
 
 
 RUNS = (
-    Run("brief-answers (this recipe)", words=35, overlap=10, learning_rate=1e-3, most=128),
+    Run("brief-answers (this recipe)", words=35, overlap=10, learning_rate=1e-3, most=96),
     Run("brief-answers-long", epochs=2, kept=True),
     Run("few-refusals", refusals=0.1),
     Run("refuses-too-much", refusals=0.5, kept=True),
