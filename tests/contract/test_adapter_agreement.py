@@ -25,7 +25,7 @@ peft = pytest.importorskip("peft", reason="PEFT is not installed (the extra fine
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 PROMPTS = 50
-COMPARED = 20  # of them for the base model and the random adapter
+COMPARED = 10  # of them for the base model and the random adapter
 NEEDED = 0.95
 
 
