@@ -21,11 +21,6 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 KEY_VARIABLE = "COOKBOOK_LOCAL_KEY"
 PORT_VARIABLE = "COOKBOOK_PORT_BASE"
 
-# PyTorch reads it when it is imported. Its threads spin while they wait for each other, and beside
-# the other tests' work a minute's computing takes four.
-SPIN_VARIABLE = "GOMP_SPINCOUNT"
-os.environ.setdefault(SPIN_VARIABLE, "10000")
-
 _server: subprocess.Popen[bytes] | None = None
 
 
@@ -55,7 +50,6 @@ def pytest_configure(config: pytest.Config) -> None:
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
-            env={k: v for k, v in os.environ.items() if k != SPIN_VARIABLE},
         )
 
 

@@ -260,6 +260,7 @@ def make(bars: Progress) -> dict[str, Any]:
         batches = batches_of(run)
         folder, losses = maker.trained(run, batches)
         given = maker.answered(folder)
+        measured = scores(maker.cases, given)
         if run.kept:
             TARGET.mkdir(exist_ok=True)
             store(folder, TARGET / run.name)
@@ -274,10 +275,10 @@ def make(bars: Progress) -> dict[str, Any]:
                 "words_of_a_passage": run.words,
                 "losses": [round(loss, 3) for loss in losses],
             }
-            | scores(maker.cases, given)
+            | measured
             | {"minus_base": against_base(maker.cases, given, base)}
         )
-        bars.console.print(f"{run.name}: {json.dumps(scores(maker.cases, given))}")
+        bars.console.print(f"{run.name}: {json.dumps(measured)}")
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "weights": f"{maker.weights.description} (local stand-in)",

@@ -10,13 +10,12 @@ import asyncio
 import contextlib
 import importlib.util
 import json
-import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psutil
+from local_endpoints.engines.chat import cores
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -54,14 +53,12 @@ def missing_packages() -> list[str]:
     return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 
 
-def _cores() -> int:
-    """Return how many cores there are: all of them train, as whatever else runs comes first."""
-    return psutil.cpu_count(logical=False) or os.cpu_count() or 1
-
-
 def worker_command(base: Path) -> list[str]:
-    """Return the command of the worker; -P: a file in the working folder shadows no module."""
-    return [sys.executable, "-P", "-m", WORKER, str(base), str(_cores())]
+    """Return the command of the worker, on all cores: it is nice to whatever else runs.
+
+    -P: a file in the working folder shadows no module.
+    """
+    return [sys.executable, "-P", "-m", WORKER, str(base), str(cores())]
 
 
 class Worker:
