@@ -51,9 +51,7 @@ def tokenizer(base):
 @pytest.fixture(scope="module")
 def prompts() -> list[str]:
     """Questions of the test split with the passages that hold the answer."""
-    preparation = indexing.preparation(100, 20)  # as recipe 05 measures
-    files = indexing.source_files(corpus.company_files())
-    passages = [p for file in files for p in indexing.prepare(file, preparation).passages]
+    passages = indexing.company_passages(corpus.company_files(), 100, 20)  # as in recipe 05
     queries = [query for query in corpus.load_company().split("test") if query.answerable]
     return [case.prompt for case in finetuning.cases(queries[: 2 * PROMPTS], passages)][:PROMPTS]
 
