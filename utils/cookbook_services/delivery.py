@@ -1,11 +1,11 @@
 """One job in a worker's hand: its claim on the document, its tries, and how it ends.
 
-    delivery = Delivery(queue, message, worker)
-    if await delivery.begin():
-        ...                        # work, then one of:
-        await delivery.done()      # after the write
-        await delivery.failed("why")
-        await delivery.release()   # somebody else's turn; it counts as no try
+delivery = Delivery(queue, message, worker)
+if await delivery.begin():
+...                        # work, then one of:
+await delivery.done()      # after the write
+await delivery.failed("why")
+await delivery.release()   # somebody else's turn; it counts as no try
 """
 
 from __future__ import annotations
