@@ -1,4 +1,4 @@
-"""A health check for images that hold neither curl nor wget: `python -m cookbook_services.probe URL`.
+"""A health check for images without curl and wget: `python -m cookbook_services.probe URL`.
 
 It imports nothing but the standard library, because it runs every few seconds.
 """
