@@ -29,7 +29,7 @@ needs_browser = pytest.mark.skipif(
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="PostgreSQL's socket is POSIX")
 
 QUESTION = "Under which number are hand warmers ordered?"
-ANSWER, SOURCE = "WX-77", "handbook-021"
+ANSWER, SOURCE, TITLE = "WX-77", "handbook-021", "Winter visits and work near ice"
 # Where a notebook's picture is wanted; otherwise beside the test's other files.
 SCREENSHOT = "COOKBOOK_SCREENSHOT"
 FLAGS = [
@@ -85,16 +85,19 @@ def test_a_reader_asks_and_reads_the_answer_and_its_source(
             sign_in(page, "Robin", "not-the-token-not-the-token-not-the")
             page.get_by_text("credentials", exact=False).first.wait_for()
             sign_in(page, "Robin", TOKEN)
+            page.get_by_text("Ask about the documents").first.wait_for()  # it is connected
             box = page.locator("#chat-input")
-            box.wait_for()
-            box.click()
-            page.keyboard.type(QUESTION)
-            page.keyboard.press("Enter")
-            page.get_by_text(ANSWER).first.wait_for()
-            page.get_by_text(SOURCE).first.wait_for()
-            page.get_by_text("Source 1").first.click()
-            # Its text, beside the answer.
-            page.get_by_text("Hand warmers are ordered under number", exact=False).last.wait_for()
+            box.fill(QUESTION)
+            playwright.expect(box).to_have_text(QUESTION)
+            box.press("Enter")
+            asked = page.locator('[data-step-type="user_message"]')
+            playwright.expect(asked).to_have_text(QUESTION)
+            answer = page.locator('[data-step-type="assistant_message"]').last
+            playwright.expect(answer).to_contain_text(SOURCE, timeout=60_000)
+            playwright.expect(answer).to_contain_text(ANSWER)
+            answer.get_by_text("Source 1").click()
+            # The passage's first line, beside the answer.
+            playwright.expect(page.get_by_text(TITLE)).to_be_visible()
             picture = Path(os.environ.get(SCREENSHOT) or tmp_path / "chat.png")
             page.screenshot(path=str(picture))
         finally:
