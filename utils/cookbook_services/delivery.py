@@ -1,11 +1,7 @@
 """One job in a worker's hand: its claim on the document, its tries, and how it ends.
 
-    delivery = Delivery(queue, message, worker)
-    if await delivery.begin():
-        ...                        # work, then one of:
-        await delivery.done()      # after the write
-        await delivery.failed("why")
-        await delivery.release()   # somebody else's turn; it counts as no try
+After `Delivery.begin` comes the work, and after it one of `done` (what was to be written is),
+`failed` (with the reason), or `release` (somebody else's turn, which counts as no try).
 """
 
 from __future__ import annotations
@@ -200,9 +196,7 @@ class Delivery:
         await self._message.in_progress()
         if not self._claim:
             return
-        number = await self._queue.put_if(
-            "CLAIMS", self._token, self._worker.encode(), self._claim
-        )
+        number = await self._queue.put_if("CLAIMS", self._token, self._worker.encode(), self._claim)
         if number is None:
             self.lost.set()
         else:

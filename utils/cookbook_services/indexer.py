@@ -29,6 +29,7 @@ from haystack import Document
 from haystack.document_stores.types import DocumentStore
 from haystack.utils import Secret
 from haystack_integrations.components.embedders.nvidia import NvidiaDocumentEmbedder
+from nats.aio.msg import Msg
 
 from cookbook_services.delivery import BACKOFF, Delivery
 from cookbook_services.files import FileStore
@@ -143,12 +144,9 @@ class Worker:
                 message = await self._queue.take()
                 away = False
                 if message is not None:
-                    await self._work(Delivery(self._queue, message, self._name, self._backoff))
+                    await self._receive(message)
                 elif until_empty and not (await self._queue.depth()).open:
                     break
-            except DataError as error:  # no job of ours; nobody can do anything with it
-                self._say(str(error))
-                await message.term()
             except (nats.errors.Error, TimeoutError) as error:
                 if not away:
                     self._say(f"The queue does not answer ({error or type(error).__name__}).")
@@ -156,8 +154,14 @@ class Worker:
                 await asyncio.sleep(0.5)
         return self.count
 
-    async def _work(self, delivery: Delivery) -> None:
+    async def _receive(self, message: Msg) -> None:
         """Do one job, and say how it ended."""
+        try:
+            delivery = Delivery(self._queue, message, self._name, self._backoff)
+        except DataError as error:  # nobody can do anything with it
+            self._say(str(error))
+            await message.term()
+            return
         try:
             if await delivery.begin(self._stopping):
                 await self._do_and_tell(delivery)
@@ -232,7 +236,7 @@ class Worker:
             source = SourceFile(job.document, path, job.meta)
             outcome = self._update(patience, [source], []).outcomes[0]
         if outcome.status == "skipped":
-            raise DataError(f"{job.name}: {outcome.note}")
+            raise DataError(outcome.note)
         return f"{outcome.status}, {outcome.passages} passages, {outcome.embedded} embedded"
 
     def _update(
