@@ -200,6 +200,7 @@ class Worker:
         interrupted = threading.Event()
         patience = Patience(interrupted, self._say, hurried=self._stopping)
         task = asyncio.create_task(asyncio.to_thread(self._do, delivery.job, patience))
+        task.add_done_callback(_seen)
         watch = asyncio.create_task(self._interrupt(delivery, interrupted))
         try:
             await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
@@ -374,6 +375,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     _say(f"Stopped: {count}.")
     return 0
+
+
+def _seen(task: asyncio.Task[str]) -> None:
+    """Look at how a task ended, which nobody else may do when it was given up."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _say(text: str) -> None:

@@ -148,6 +148,9 @@ class LocalServices:
     def stop(self) -> None:
         """Stop workers and servers; may be called twice."""
         atexit.unregister(self.stop)
+        for worker in self._workers:  # all at once, as each may need a moment
+            if worker.poll() is None:
+                worker.terminate()
         for worker in self._workers:
             _end(worker)
         self._workers.clear()

@@ -310,7 +310,9 @@ class Queue:
     async def dead_letters(self) -> list[DeadLetter]:
         """Return the dead letters, oldest first."""
         info = await self.stream.stream_info(self.stream_name("DEAD"))
-        letters = []
+        letters: list[DeadLetter] = []
+        if not info.state.messages:
+            return letters
         for number in range(info.state.first_seq, info.state.last_seq + 1):
             with contextlib.suppress(nats.js.errors.NotFoundError):
                 letters.append(await self._letter(number))
