@@ -20,8 +20,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import numpy as np
 import psutil
+import psycopg
 import pytest
 from haystack import Document
 from haystack.document_stores.in_memory import InMemoryDocumentStore
@@ -340,6 +342,31 @@ async def test_an_outage_of_the_nim_is_waited_for(bench, servers):
         await queue.until_done(60)
         assert not await queue.dead_letters()
         assert not any("failed" in line for line in said)
+    assert bench.found() == bench.undisturbed()
+
+
+async def test_a_queue_and_a_store_that_went_away_are_used_again(bench):
+    url = httpx.URL(bench.services.nats_url)
+    bench.write("before.txt", "Before.")
+    async with bench.connect() as queue, relay(url.port) as nats:
+        through = str(url.copy_with(port=nats.port))
+        async with connect(through, name=bench.index) as other, bench.workers(other) as said:
+            await bench.submit(queue)
+            await queue.until_done(60)
+            await nats.down()
+            with psycopg.connect(bench.services.store_url) as server:
+                server.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+                )
+            bench.write("after.txt", "After.")
+            await bench.submit(queue)
+            await asyncio.sleep(1.5)
+            assert not bench.texts("after.txt")
+            await nats.up()
+            await queue.until_done(60)
+            assert bench.texts("after.txt")
+            assert not any("failed" in line for line in said)
     assert bench.found() == bench.undisturbed()
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 
+import httpx
 import pytest
 import requests
 from haystack import Document
 
 from cookbook_services import indexer, queue, watch
+from cookbook_services.counting import Count, expose
 from cookbook_services.files import FileStore, StoredFile
 from cookbook_services.local import LocalServices
 from cookbook_services.patience import (
@@ -23,7 +25,13 @@ from cookbook_services.patience import (
 from cookbook_services.queue import Depth, Job, place
 from cookbook_services.settings import FILES, INDEX, NATS_URL, STORE_URL, Settings
 from cookbook_services.stores import open_store, store_kind, store_place
-from nim_cookbook.errors import ConfigurationError, DataError, EndpointUnreachable
+from nim_cookbook.errors import (
+    ConfigurationError,
+    DataError,
+    EndpointUnreachable,
+    PortInUseError,
+)
+from tests.support import free_port_block
 from tests.unit.embedding_double import DIMENSIONS, HashEmbedder
 
 NOBODY = "127.0.0.1:9"  # the discard port: nothing listens
@@ -255,6 +263,18 @@ def test_the_length_of_vectors():
 
     with pytest.raises(EndpointUnreachable, match="answered 503"):
         indexer.dimension(Away(), wait=0)
+
+
+def test_a_workers_metrics_follow_its_count():
+    port = free_port_block(1)
+    count = Count()
+    expose(count, "127.0.0.1", port)
+    count.done = 3
+    with httpx.Client(trust_env=False) as client:
+        text = client.get(f"http://127.0.0.1:{port}/metrics").text
+    assert 'cookbook_indexer_jobs_total{outcome="done"} 3.0' in text
+    with pytest.raises(PortInUseError, match="--metrics-port"):
+        expose(count, "127.0.0.1", port)
 
 
 # ------------------------------------------------------------------------------------ the commands

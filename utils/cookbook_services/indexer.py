@@ -22,7 +22,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import nats.errors
 from haystack import Document
@@ -31,6 +30,7 @@ from haystack.utils import Secret
 from haystack_integrations.components.embedders.nvidia import NvidiaDocumentEmbedder
 from nats.aio.msg import Msg
 
+from cookbook_services.counting import Count, expose
 from cookbook_services.delivery import BACKOFF, Delivery
 from cookbook_services.files import FileStore
 from cookbook_services.patience import (
@@ -57,30 +57,6 @@ GRACE = 20.0
 _LAST_CALL = 2.0
 
 Say = Callable[[str], None]
-
-
-@dataclass(slots=True)
-class Count:
-    """What a worker has done.
-
-    Attributes:
-        done: Jobs that ended well, with those that found nothing to do.
-        failed: Tries that failed.
-        dead: Jobs given up.
-        released: Jobs given back.
-    """
-
-    done: int = 0
-    failed: int = 0
-    dead: int = 0
-    released: int = 0
-
-    def __str__(self) -> str:
-        """Say it in one line."""
-        return (
-            f"{self.done} jobs done, {self.failed} tries failed, {self.dead} given up, "
-            f"{self.released} given back"
-        )
 
 
 class Worker:
@@ -298,7 +274,7 @@ async def serve(options: argparse.Namespace) -> Count:
     settings.require(STORE_URL)
     files = FileStore(settings.require(FILES))
     async with connect(ack_wait=options.ack_wait, wait=options.wait) as queue:
-        nim = await asyncio.to_thread(endpoints.connect, "nim", start=False, wait=options.wait)
+        nim = await asyncio.to_thread(endpoints.connect, start=False, wait=options.wait)
         embedder = document_embedder(nim.embedding)
         length = await asyncio.to_thread(dimension, embedder, options.wait)
         store = await asyncio.to_thread(open_store, dimension=length)
@@ -314,6 +290,8 @@ async def serve(options: argparse.Namespace) -> Count:
             say=_say,
         )
         _listen(worker.stop, options.stop_with_stdin)
+        if options.metrics_port:
+            expose(worker.count, options.metrics_host, options.metrics_port)
         _say(f"Ready; passages are embedded by {nim.embedding.weights}.")
         return await worker.run(until_empty=options.until_empty)
 
@@ -359,6 +337,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="for the queue and the endpoint at the start (default: %(default)s)",
     )
+    made.add_argument(
+        "--metrics-port",
+        type=int,
+        metavar="PORT",
+        help="serve Prometheus metrics there, which also shows that the worker lives",
+    )
+    made.add_argument("--metrics-host", default="127.0.0.1", help="(default: %(default)s)")
     made.add_argument("--stop-with-stdin", action="store_true", help=argparse.SUPPRESS)
     return made
 
