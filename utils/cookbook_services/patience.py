@@ -171,10 +171,9 @@ def reason(error: BaseException) -> str:
             said = " ".join(cause.response.text.split())[:200]
             return f"{cause.response.url} answered {cause.response.status_code}: {said}"
         if isinstance(cause, requests.RequestException) and cause.request is not None:
-            kind = "did not answer in time" if isinstance(cause, requests.Timeout) else (
-                "cannot be reached"
-            )
-            return f"{cause.request.url} {kind}"
+            late = isinstance(cause, requests.Timeout)
+            fault = "did not answer in time" if late else "cannot be reached"
+            return f"{cause.request.url!s} {fault}"
     words = " ".join(str(error).split())[:300].rstrip(".")
     return words or type(error).__name__
 

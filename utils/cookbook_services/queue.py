@@ -35,6 +35,7 @@ import nats
 import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import (
     AckPolicy,
@@ -309,7 +310,9 @@ class Queue:
     async def dead_letters(self) -> list[DeadLetter]:
         """Return the dead letters, oldest first."""
         info = await self.stream.stream_info(self.stream_name("DEAD"))
-        letters = []
+        letters: list[DeadLetter] = []
+        if not info.state.messages:
+            return letters
         for number in range(info.state.first_seq, info.state.last_seq + 1):
             with contextlib.suppress(nats.js.errors.NotFoundError):
                 letters.append(await self._letter(number))
@@ -326,7 +329,7 @@ class Queue:
         with contextlib.suppress(nats.js.errors.APIError):
             await self.stream.delete_msg(self.stream_name("DEAD"), letter.number)
 
-    async def take(self, timeout: float = 1.0) -> nats.aio.msg.Msg | None:
+    async def take(self, timeout: float = 1.0) -> Msg | None:
         """Return the next job's message, or None when there is none within some seconds."""
         if self._subscription is None:
             self._subscription = await self.stream.pull_subscribe_bind(
@@ -410,7 +413,7 @@ def token(document: str) -> str:
 async def connect(
     url: str | None = None,
     *,
-    name: str = "cookbook",
+    name: str | None = None,
     ack_wait: float | None = None,
     wait: float = 5.0,
 ) -> AsyncIterator[Queue]:
@@ -418,7 +421,8 @@ async def connect(
 
     Args:
         url: The NATS server; None for `COOKBOOK_NATS_URL`.
-        name: What the streams' names begin with; small letters and digits.
+        name: What the streams' names begin with; None for `COOKBOOK_INDEX`, so that each index has
+            a queue of its own.
         ack_wait: Seconds without a sign of life after which another worker gets a job; for all
             workers, from now on. None leaves it as it is, which is `ACK_WAIT` in a new queue.
         wait: Seconds to wait for the server.
@@ -426,9 +430,10 @@ async def connect(
     Raises:
         EndpointUnreachable: The server does not answer, or has no JetStream.
     """
-    url = url or Settings.from_environment().nats_url
+    settings = Settings.from_environment()
+    url = url or settings.nats_url
     client = await _client(url, wait)
-    queue = Queue(client, name)
+    queue = Queue(client, name or settings.index)
     try:
         try:
             await queue.set_up(ack_wait)

@@ -27,7 +27,7 @@ class Settings:
         nats_url: The NATS server, with a token before an `@` if it wants one; never shown.
         store_url: The document store; see `cookbook_services.stores`; never shown.
         files: The file store: a folder, or an fsspec URL such as `s3://bucket/files`.
-        index: Name of the table or collection.
+        index: Name of the table or collection, and of the queue that leads to it.
     """
 
     nats_url: str = field(repr=False)

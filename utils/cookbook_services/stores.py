@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 import time
@@ -33,6 +34,8 @@ Kind = Literal["pgvector", "qdrant", "embedded qdrant"]
 
 #: Two processes that make the same table at the same time disturb each other; one tries again.
 SET_UP_TRIES = 5
+# Said at each start, and no reader can do anything about it.
+_USUAL = "HNSW index already exists"
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 
 
@@ -122,18 +125,20 @@ def embedding_retriever(store: DocumentStore, top_k: int = 10) -> Retriever:
         store: From `open_store`.
         top_k: Most documents that it finds.
     """
+    shared: Any = store
     if type(store).__name__ == "PgvectorDocumentStore":
         from haystack_integrations.components.retrievers.pgvector import PgvectorEmbeddingRetriever
 
-        return PgvectorEmbeddingRetriever(document_store=store, top_k=top_k)
+        return PgvectorEmbeddingRetriever(document_store=shared, top_k=top_k)
     from haystack_integrations.components.retrievers.qdrant import QdrantEmbeddingRetriever
 
-    return QdrantEmbeddingRetriever(document_store=store, top_k=top_k)
+    return QdrantEmbeddingRetriever(document_store=shared, top_k=top_k)
 
 
 def _pgvector(secret: Secret, index: str, dimension: int) -> PgvectorDocumentStore:
     from haystack_integrations.document_stores.pgvector import PgvectorDocumentStore
 
+    logging.getLogger(PgvectorDocumentStore.__module__).addFilter(_unusual)
     return PgvectorDocumentStore(
         connection_string=secret,
         table_name=index,
@@ -162,6 +167,10 @@ def _qdrant(kind: Kind, url: str, index: str, dimension: int) -> QdrantDocumentS
         if kind == "embedded qdrant"
         else [{"field_name": "meta.document", "field_schema": "keyword"}],
     )
+
+
+def _unusual(record: logging.LogRecord) -> bool:
+    return _USUAL not in record.getMessage()
 
 
 def _set_up_pgvector(store: PgvectorDocumentStore) -> None:
