@@ -25,12 +25,12 @@ from pathlib import Path
 import httpx
 import numpy as np
 
+from cookbook_services.indexer import dimension, document_embedder
 from cookbook_services.local import LocalServices
 from cookbook_services.stores import open_store
 from nim_cookbook import endpoints, indexing
 from nim_cookbook.corpus import company_files, load_company
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 WRAPPERS = {"search": "Search", "search-sync": "SearchSync", "ask": "Ask", "ask-sync": "AskSync"}
 #: Requests that one measurement makes at most; answers take long on a small machine.
 MOST = {"search": 400, "ask": 40}
@@ -65,7 +65,7 @@ async def measure(
     left = MOST[name.partition("-")[0]]
     began = time.perf_counter()
 
-    async def client(number: int, http: httpx.AsyncClient) -> None:
+    async def client(http: httpx.AsyncClient) -> None:
         nonlocal left
         while left > 0 and time.perf_counter() - began < seconds:
             left -= 1
@@ -82,7 +82,7 @@ async def measure(
     ) as http:
         (await http.post(f"/{name}/run", json={"question": questions[0]})).raise_for_status()
         began = time.perf_counter()
-        await asyncio.gather(*(client(number, http) for number in range(clients)))
+        await asyncio.gather(*(client(http) for _ in range(clients)))
     elapsed = time.perf_counter() - began
     milliseconds = np.array(times) * 1000
     return Row(
@@ -104,7 +104,7 @@ def main() -> int:
     options = parser.parse_args()
     api = endpoints.connect()
     token = secrets.token_hex(32)
-    questions = [q.question for q in load_company().questions[:50]]
+    questions = [query.question for query in load_company().split("dev")[:50]]
     with tempfile.TemporaryDirectory() as folder, LocalServices() as local:
         _index(local, api)
         service = subprocess.Popen(
@@ -135,12 +135,9 @@ def main() -> int:
 
 
 def _index(local: LocalServices, api: endpoints.Endpoints) -> None:
-    from cookbook_services.indexer import document_embedder
-
     embedder = document_embedder(api.embedding)
-    width = len(embedder.run([indexing.Document(content="width")])["documents"][0].embedding)
     files = indexing.source_files(company_files()[:DOCUMENTS])
-    store = open_store(local.store_url, dimension=width)
+    store = open_store(local.store_url, dimension=dimension(embedder))
     indexing.update(store, files, preparation=indexing.preparation(), embedder=embedder)
 
 
