@@ -197,6 +197,12 @@ def test_the_openai_client_streams_an_answer_with_its_source(chat: openai.OpenAI
     assert chunks[-2].model_extra["sources"][0]["document"] == "handbook-021"
 
 
+def test_a_stream_without_a_question_is_refused_before_it_begins(chat: openai.OpenAI) -> None:
+    for messages in ([{"role": "system", "content": "Hello"}], [{"role": "user", "content": ""}]):
+        with pytest.raises(openai.UnprocessableEntityError):
+            chat.chat.completions.create(model="ask", messages=messages, stream=True)  # type: ignore[call-overload]
+
+
 def test_a_streamed_refusal_is_text_too(chat: openai.OpenAI) -> None:
     question = "Who won the football world cup in 1998, and who scored in the final?"
     chunks = chat.chat.completions.create(

@@ -84,7 +84,7 @@ async def show(request: Request) -> Response:
     registry = _registry
     if os.environ.get(MULTIPROCESS):
         registry = CollectorRegistry()
-        multiprocess.MultiProcessCollector(registry)
+        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 

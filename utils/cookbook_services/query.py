@@ -16,6 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,14 +186,16 @@ class Ask(BasePipelineWrapper):
         """
         question = last_question(messages)
         if body.get("stream"):
-            return self._stream(model, question)
+            return self._stream(model, question, inputs(question))
         reply = await self.run_api_async(question)
         message = Message(role="assistant", content=reply.answer + listing(reply.sources))
         choice = Choice(index=0, message=message, finish_reason="stop")
         name = f"chatcmpl-{uuid.uuid4().hex}"
         return completion(name, model, "chat.completion", choice, reply.sources)
 
-    async def _stream(self, model: str, question: str) -> AsyncGenerator[ChatCompletion, None]:
+    async def _stream(
+        self, model: str, question: str, given: dict[str, Any]
+    ) -> AsyncGenerator[ChatCompletion, None]:
         name = f"chatcmpl-{uuid.uuid4().hex}"
 
         def chunk(
@@ -204,15 +207,17 @@ class Ask(BasePipelineWrapper):
 
         results: list[dict[str, Any]] = []
         try:
-            async for part in async_streaming_generator(
+            running = async_streaming_generator(
                 pipeline=self.pipeline,
-                pipeline_run_args=inputs(question),
+                pipeline_run_args=given,
                 include_outputs_from={"ranker"},
                 on_pipeline_end=results.append,
-            ):
-                # The text alone: the model's own end would cut the sources off.
-                if text := getattr(part, "content", ""):
-                    yield chunk(text)
+            )
+            async with aclosing(running):  # a reader who leaves ends the run
+                async for part in running:
+                    # The text alone: the model's own end would cut the sources off.
+                    if text := getattr(part, "content", ""):
+                        yield chunk(text)
         except Exception as error:
             # The status line is long gone; the reader gets the reason as text.
             yield chunk(f"\n\nError: {as_http(error).detail}", finish="stop")
