@@ -27,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
@@ -101,7 +102,8 @@ def _hayhooks(settings: ServingSettings) -> FastAPI:
     hayhooks.cors_allow_headers = ["Authorization", "Content-Type"]
     hayhooks.cors_allow_credentials = False
     try:
-        return create_app()
+        app: FastAPI = create_app()
+        return app
     except Exception as error:
         # Hayhooks wraps what a wrapper's setup raised.
         cause: BaseException | None = error
@@ -139,7 +141,7 @@ def _enough_threads(app: FastAPI) -> None:
     inner = app.router.lifespan_context
 
     @asynccontextmanager
-    async def lifespan(application: FastAPI) -> AsyncIterator[object]:
+    async def lifespan(application: FastAPI) -> AsyncIterator[Any]:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "call"))
         async with inner(application) as state:
             yield state

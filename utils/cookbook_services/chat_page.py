@@ -67,10 +67,11 @@ async def _answer(client: openai.AsyncOpenAI, question: str) -> None:
         names = [f"Source {n}" for n in range(1, len(sources) + 1)]
         lines = [f"- {name}: {one['citation']}" for name, one in zip(names, sources, strict=True)]
         await reply.stream_token("\n\n" + "\n".join(lines))
-        reply.elements = [
+        passages: list[Any] = [
             cl.Text(name=name, content=one["text"], display="side")
             for name, one in zip(names, sources, strict=True)
         ]
+        reply.elements = passages
     await reply.send()
 
 
