@@ -6,6 +6,26 @@ Everything is on this machine and on loopback: PostgreSQL, the local endpoints (
 run), one process of the service, and the clients. So the numbers say how the ways to serve compare,
 and not what a machine of its own would do; the small chat model answers one question at a time and
 sets the pace of the answers.
+
+One run at niceness 19 on two cores that other work shared, on 40 documents, so that only the order
+of magnitude counts:
+
+| pipeline | clients | requests | requests/s | median, ms | p95, ms |
+|---|---|---|---|---|---|
+| search | 1 | 23 | 2.3 | 371 | 1005 |
+| search | 8 | 74 | 7.0 | 1081 | 1886 |
+| search | 32 | 136 | 10.5 | 2596 | 4179 |
+| search-sync | 1 | 60 | 5.9 | 185 | 260 |
+| search-sync | 8 | 94 | 9.0 | 856 | 1609 |
+| search-sync | 32 | 98 | 8.4 | 3689 | 5137 |
+| ask | 1 | 6 | 0.5 | 2010 | 3933 |
+| ask | 8 | 14 | 0.5 | 11156 | 24889 |
+| ask | 32 | 40 | 0.5 | 27746 | 81460 |
+| ask-sync | 1 | 6 | 0.5 | 1936 | 3489 |
+| ask-sync | 8 | 14 | 0.6 | 10628 | 19312 |
+
+The run was ended before its last row. The local models take the cores, and other work came and went
+(the first row had most of it), so no difference between sync and async can be read from this.
 """
 
 from __future__ import annotations
