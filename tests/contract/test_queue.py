@@ -457,6 +457,18 @@ async def test_sigterm_lets_a_short_job_end(bench):
     assert len(bench.found()) == 20
 
 
+async def test_a_set_up_job_ends_when_nothing_is_left(bench):
+    fill(bench, 2)
+    async with bench.connect() as queue:
+        await bench.submit(queue)
+        name = f"{bench.index}-set-up"
+        worker = bench.services.start_worker("--until-empty", name=name, index=bench.index)
+        assert await asyncio.to_thread(worker.wait, 60) == 0
+        assert (await queue.depth()).open == 0
+    assert "2 jobs done" in log(bench, name)
+    assert bench.found() == bench.undisturbed()
+
+
 async def test_a_job_that_kills_its_workers_is_given_up(bench):
     fill(bench, 1)
     async with bench.connect(ack_wait=0.5) as queue:
