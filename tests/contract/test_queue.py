@@ -278,6 +278,23 @@ async def test_a_newer_version_waits_for_the_worker_that_has_the_older_one(bench
             assert any("changed" in line for line in quick)
 
 
+async def test_an_older_version_is_not_begun_after_the_newer_one_is_done(bench):
+    bench.write("minutes.txt", "The old minutes.")
+    async with bench.connect() as queue:
+        await bench.submit(queue)
+        message = await queue.take(10)
+        assert message is not None
+        late = Delivery(queue, message, "late")
+        bench.write("minutes.txt", "The new minutes.")
+        await bench.submit(queue)
+        async with bench.workers(queue):
+            await until(lambda: bench.texts("minutes.txt"))
+            await queue.until_done(30)
+        assert not await late.begin()
+        assert (await queue.depth()).open == 0
+    assert bench.texts("minutes.txt").endswith("The new minutes.")
+
+
 async def _given_and_waiting(queue: Queue) -> bool:
     depth = await queue.depth()
     return depth.pending == 0 and depth.working == 1
@@ -326,18 +343,20 @@ async def test_a_file_that_is_not_what_was_queued_is_not_indexed(bench):
 
 
 async def test_an_outage_of_the_nim_is_waited_for(bench, servers):
-    fill(bench, 3)
+    fill(bench, 2)
     async with (
-        bench.connect(ack_wait=2) as queue,
+        bench.connect(ack_wait=1.5) as queue,
         relay(servers.port_base + 1) as nim,
         bench.workers(queue, 2, url=f"http://127.0.0.1:{nim.port}/v1") as said,
+        bench.connect() as other,
     ):
         await nim.down()
         await bench.submit(queue)
-        await until(lambda: any("waiting for it" in line for line in said))
-        await asyncio.sleep(3)  # longer than jobs are lent without a sign of life
+        await until(lambda: sum("waiting for it" in line for line in said) == 2)
+        # Longer than a job is lent without a sign of life, and nobody else gets one.
+        assert await other.take(3) is None
         assert not bench.found()
-        assert (await queue.depth()).open == 3
+        assert (await queue.depth()).working == 2
         await nim.up()
         await queue.until_done(60)
         assert not await queue.dead_letters()
@@ -436,6 +455,18 @@ async def test_sigterm_lets_a_short_job_end(bench):
         assert (await queue.depth()).open == 0
     assert "1 jobs done" in log(bench, name)
     assert len(bench.found()) == 20
+
+
+async def test_a_set_up_job_ends_when_nothing_is_left(bench):
+    fill(bench, 2)
+    async with bench.connect() as queue:
+        await bench.submit(queue)
+        name = f"{bench.index}-set-up"
+        worker = bench.services.start_worker("--until-empty", name=name, index=bench.index)
+        assert await asyncio.to_thread(worker.wait, 60) == 0
+        assert (await queue.depth()).open == 0
+    assert "2 jobs done" in log(bench, name)
+    assert bench.found() == bench.undisturbed()
 
 
 async def test_a_job_that_kills_its_workers_is_given_up(bench):

@@ -110,11 +110,11 @@ def open_store(
         secret = Secret.from_token(url) if given else Secret.from_env_var(STORE_URL)
         postgres = _pgvector(secret, index, dimension)
         if set_up:
-            _answering(lambda: _set_up_pgvector(postgres), url)
+            _answering(lambda: _set_up_pgvector(postgres), url, postgres.close)
         return postgres
     qdrant = _qdrant(kind, url, index, dimension)
     if set_up:
-        _answering(qdrant.count_documents, url)
+        _answering(qdrant.count_documents, url, qdrant.close)
     return qdrant
 
 
@@ -198,8 +198,13 @@ def _set_up_pgvector(store: PgvectorDocumentStore) -> None:
         )
 
 
-def _answering(call: Callable[[], object], url: str) -> None:
+def _answering(call: Callable[[], object], url: str, close: Callable[[], object]) -> None:
     """Call until it works; another process may just be making the same table.
+
+    Args:
+        call: Sets a store up.
+        url: The store's, for the message.
+        close: Closes the store when it is of no use.
 
     Raises:
         ConfigurationError: As the call raises it.
@@ -210,11 +215,13 @@ def _answering(call: Callable[[], object], url: str) -> None:
             call()
             return
         except ConfigurationError:
+            close()
             raise
         except Exception as error:  # each client has kinds of its own
             if attempt + 1 < SET_UP_TRIES and not _is_absence(error):
                 time.sleep(random.uniform(0.05, 0.3) * (attempt + 1))
                 continue
+            close()
             raise EndpointUnreachable(
                 f"The document store at {store_place(url)} does not answer "
                 f"({_first_line(error)}): start it, or correct {STORE_URL}."
