@@ -56,7 +56,7 @@ pdfs: setup-dev ## Build the company's PDFs from their Markdown
 	@$(BIN)/python tools/make_pdfs.py
 
 adapter: setup-dev ## Train and measure the adapters under data/ (half an hour on two idle cores)
-	@$(BIN)/python tools/make_adapter.py
+	@GOMP_SPINCOUNT=10000 $(BIN)/python tools/make_adapter.py
 
 bench: setup ## Measure what the endpoints cost, as ratios within one run
 	@$(if $(PORT_BASE),COOKBOOK_PORT_BASE=$(PORT_BASE)) $(BIN)/python benchmarks/endpoints.py

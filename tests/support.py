@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from local_endpoints.ports import bind
 
 START_SECONDS = 300  # a first start fetches the weights
 BLOCK = 6
@@ -42,6 +49,25 @@ def free_port_block(size: int = BLOCK) -> int:
             for listener in sockets:
                 listener.close()
     raise RuntimeError("no block of free ports")
+
+
+@contextlib.contextmanager
+def serving_app(app: FastAPI) -> Iterator[str]:
+    """Serve an application on a free port, in a thread; give its address."""
+    port = free_port_block(1)
+    listener = bind("127.0.0.1", port, "test")
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1, lifespan="on")
+    )
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 @dataclass(frozen=True)

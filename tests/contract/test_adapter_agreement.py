@@ -25,7 +25,7 @@ peft = pytest.importorskip("peft", reason="PEFT is not installed (the extra fine
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 PROMPTS = 50
-COMPARED = 20  # of them for the base model and the random adapter
+COMPARED = 10  # of them for the base model and the random adapter
 NEEDED = 0.95
 
 
@@ -51,11 +51,11 @@ def tokenizer(base):
 @pytest.fixture(scope="module")
 def prompts() -> list[str]:
     """Questions of the test split with the passages that hold the answer."""
-    preparation = indexing.preparation(35, 10)
+    preparation = indexing.preparation(100, 20)  # as recipe 05 measures
     files = indexing.source_files(corpus.company_files())
     passages = [p for file in files for p in indexing.prepare(file, preparation).passages]
     queries = [query for query in corpus.load_company().split("test") if query.answerable]
-    return [case.prompt for case in finetuning.cases(queries[: PROMPTS + 10], passages)][:PROMPTS]
+    return [case.prompt for case in finetuning.cases(queries[: 2 * PROMPTS], passages)][:PROMPTS]
 
 
 @pytest.fixture(scope="module")

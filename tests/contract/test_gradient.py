@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,6 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-import uvicorn
 
 from local_endpoints import loading
 from local_endpoints.api.catalog import Services
@@ -32,9 +30,8 @@ from local_endpoints.gradient.app import base_model_id, build_app
 from local_endpoints.gradient.store import AdapterStore
 from local_endpoints.gradient.training import MAX_WAITING, missing_packages
 from local_endpoints.options import PORT_OFFSETS, ServeOptions
-from local_endpoints.ports import bind
 from nim_cookbook.models import load_registry
-from tests.support import free_port_block
+from tests.support import free_port_block, serving_app
 
 pytest.importorskip("gradientai", reason="gradientai is not installed")
 
@@ -107,24 +104,14 @@ def serving(
     services: Services, folder: Path, worker: Sequence[str] | None = None
 ) -> Iterator[Running]:
     """Serve on a free port; stop, with worker and engine, at the end."""
-    port = free_port_block(1)
-    listener = bind("127.0.0.1", port, "gradient")
     app = build_app(services.chat, services.embedding, TOKEN, AdapterStore(folder), worker)
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1, lifespan="on")
-    )
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    while not server.started and thread.is_alive():
-        time.sleep(0.01)
-    url = f"http://127.0.0.1:{port}/api"
-    sdk = Gradient(access_token=TOKEN, workspace_id=WORKSPACE, host=url)
-    try:
-        yield Running(url, folder, sdk)
-    finally:
-        server.should_exit = True
-        thread.join()
-        sdk.close()
+    with serving_app(app) as address:
+        url = f"{address}/api"
+        sdk = Gradient(access_token=TOKEN, workspace_id=WORKSPACE, host=url)
+        try:
+            yield Running(url, folder, sdk)
+        finally:
+            sdk.close()
 
 
 @pytest.fixture(scope="module")

@@ -52,17 +52,6 @@ def refused(answer: httpx.Response, status: int, code: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def wiki() -> Workspace:
-    return load_workspace(data_path("notion"))
-
-
-@pytest.fixture(scope="module")
-def url(wiki: Workspace) -> Iterator[str]:
-    with serving(wiki) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
 def long_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     """A workspace with one page of 250 paragraphs; its address and the page's id."""
     folder = tmp_path_factory.mktemp("long")

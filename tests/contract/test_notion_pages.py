@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -22,29 +21,18 @@ from haystack import Pipeline
 from haystack.components.preprocessors import DocumentSplitter
 from haystack.utils import Secret
 
-from local_endpoints.notion import RateLimit, Workspace, build_app, load_workspace
+from local_endpoints.notion import RateLimit, Workspace, build_app
 from nim_cookbook import keys
-from nim_cookbook.data import data_path
 from nim_cookbook.errors import ConfigurationError, EndpointUnreachable, MissingKeyError
 from nim_cookbook.explain import explain
 from nim_cookbook.notion import NotionPages
 from nim_cookbook.services import connect_gradient, connect_notion
-from tests.notion_server import TOKEN, serving, serving_app
+from tests.notion_server import TOKEN, serving
+from tests.support import serving_app
 
 TOP = "engineering"
 SEALED = "engineering/runbooks/control-rooms"
 DECISIONS = "engineering/decisions"
-
-
-@pytest.fixture(scope="module")
-def wiki() -> Workspace:
-    return load_workspace(data_path("notion"))
-
-
-@pytest.fixture(scope="module")
-def url(wiki: Workspace) -> Iterator[str]:
-    with serving(wiki) as address:
-        yield address
 
 
 @pytest.fixture(scope="module")

@@ -328,8 +328,9 @@ def _measured_05(notebook: NotebookNode) -> Iterator[str]:
 
     if (low := numbers("f1, adapter minus base")[1]) <= 0:
         yield f"the adapter is not surely better: the interval of F1 begins at {low}"
-    if (change := numbers("contains, adapter minus base")[0]) < -MOST_CONTAINMENT_LOST:
-        yield f"the adapter loses right answers: {change}"
+    # Of 48 questions; test_adapter_card.py demands it of all 201, where chance is smaller.
+    if (best := numbers("contains, adapter minus base")[2]) < -MOST_CONTAINMENT_LOST:
+        yield f"the adapter surely loses right answers: at best {best}"
     if (wrong := numbers("wrong refusals, adapter")[0]) >= MOST_WRONG_REFUSALS_BY_MODEL:
         yield f"the adapter refuses {wrong:.0%} of the answerable questions"
     if float(values["same answers on the chat NIM"]) < SAME_ON_NIM:

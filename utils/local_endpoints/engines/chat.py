@@ -32,6 +32,11 @@ PARALLEL_SLOTS = 4
 HTTP_THREADS = 64
 
 
+def cores() -> int:
+    """Return how many cores this machine has; threads that share one are not counted."""
+    return psutil.cpu_count(logical=False) or os.cpu_count() or 1
+
+
 def default_threads() -> int:
     """Return how many threads generate: one core fewer than the machine has.
 
@@ -40,7 +45,7 @@ def default_threads() -> int:
     cores with a third program busy, two threads wrote 5 to 17 tokens a second and one thread 70
     to 100 (on idle cores 130 and 90).
     """
-    return max(1, (psutil.cpu_count(logical=False) or os.cpu_count() or 1) - 1)
+    return max(1, cores() - 1)
 
 
 class PromptTooLong(Exception):

@@ -10,13 +10,12 @@ import asyncio
 import contextlib
 import importlib.util
 import json
-import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from local_endpoints.engines.chat import default_threads
+from local_endpoints.engines.chat import cores
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -25,9 +24,6 @@ MAX_WAITING = 16
 PACKAGES = ("torch", "peft", "transformers")  # the extra `finetune`
 WORKER = "local_endpoints.gradient.worker"
 STOP_SECONDS = 2.0
-# PyTorch's threads sleep while they wait for each other. By default they spin, and then a step
-# beside other work on the same cores takes many times as long, and so does the other work.
-ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class QueueFull(Exception):
@@ -58,8 +54,11 @@ def missing_packages() -> list[str]:
 
 
 def worker_command(base: Path) -> list[str]:
-    """Return the command of the worker; -P: a file in the working folder shadows no module."""
-    return [sys.executable, "-P", "-m", WORKER, str(base), str(default_threads())]
+    """Return the command of the worker, on all cores: it is nice to whatever else runs.
+
+    -P: a file in the working folder shadows no module.
+    """
+    return [sys.executable, "-P", "-m", WORKER, str(base), str(cores())]
 
 
 class Worker:
@@ -104,7 +103,7 @@ class Worker:
         if self._process is None or self._process.returncode is not None:
             pipe = asyncio.subprocess.PIPE
             self._process = await asyncio.create_subprocess_exec(
-                *self._command, stdin=pipe, stdout=pipe, env={**ENVIRONMENT, **os.environ}
+                *self._command, stdin=pipe, stdout=pipe
             )
             try:
                 await self._answer(self._process)  # that its model is loaded
