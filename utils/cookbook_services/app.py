@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -32,6 +33,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
+from cookbook_services.children import OPTION, stop_with_stdin
 from cookbook_services.serving import OTLP, ServingSettings
 from nim_cookbook.errors import ConfigurationError, CookbookError
 
@@ -160,7 +162,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--host", default=HOST, help=f"address to bind (default {HOST})")
     parser.add_argument("--port", type=int, default=PORT, help=f"port (default {PORT})")
     parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+    parser.add_argument(OPTION, action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.stop_with_stdin:
+        stop_with_stdin(lambda: os.kill(os.getpid(), signal.SIGTERM))
     try:
         ServingSettings.from_environment()  # a mistake is said once, and not by each worker
         with tempfile.TemporaryDirectory(prefix="cookbook-metrics-") as folder:

@@ -14,6 +14,7 @@ import hashlib
 import hmac
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.middleware.base import RequestResponseEndpoint
 from starlette.responses import JSONResponse, RedirectResponse
 
+from cookbook_services.children import OPTION, stop_with_stdin
 from cookbook_services.serving import QUERY_URL, service_token
 from nim_cookbook.endpoints import read_env_file, shown, url_fault
 from nim_cookbook.errors import ConfigurationError, CookbookError
@@ -146,7 +148,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--host", default=HOST, help=f"address to bind (default {HOST})")
     parser.add_argument("--port", type=int, default=PORT, help=f"port (default {PORT})")
+    parser.add_argument(OPTION, action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.stop_with_stdin:
+        stop_with_stdin(lambda: os.kill(os.getpid(), signal.SIGTERM))
     try:
         with tempfile.TemporaryDirectory(prefix="cookbook-chat-") as folder:
             import uvicorn

@@ -30,6 +30,7 @@ from haystack.utils import Secret
 from haystack_integrations.components.embedders.nvidia import NvidiaDocumentEmbedder
 from nats.aio.msg import Msg
 
+from cookbook_services.children import OPTION, stop_with_stdin
 from cookbook_services.counting import Count, expose
 from cookbook_services.delivery import BACKOFF, Delivery
 from cookbook_services.files import FileStore
@@ -344,7 +345,7 @@ def parser() -> argparse.ArgumentParser:
         help="serve Prometheus metrics there, which also shows that the worker lives",
     )
     made.add_argument("--metrics-host", default="127.0.0.1", help="(default: %(default)s)")
-    made.add_argument("--stop-with-stdin", action="store_true", help=argparse.SUPPRESS)
+    made.add_argument(OPTION, action="store_true", help=argparse.SUPPRESS)
     return made
 
 
@@ -381,11 +382,10 @@ def _listen(stop: Callable[[], None], stdin: bool) -> None:
         except NotImplementedError:  # Windows
             signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))
     if stdin:
-        threading.Thread(target=_until_stdin_ends, args=(loop, stop), daemon=True).start()
+        stop_with_stdin(lambda: _from_thread(loop, stop))
 
 
-def _until_stdin_ends(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
-    sys.stdin.buffer.read()
+def _from_thread(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
     with contextlib.suppress(RuntimeError):  # the loop has ended by itself
         loop.call_soon_threadsafe(stop)
 

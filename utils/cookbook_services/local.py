@@ -1,12 +1,14 @@
-"""NATS and PostgreSQL on this machine, in a folder, for a notebook or a test.
+"""What the Compose file runs, as processes on this machine, for a notebook or a test.
 
-    with LocalServices(folder) as services:
+    with LocalServices(settings=endpoint_settings(nim)) as services:
         worker = services.start_worker()
+        query = services.start_service("app")
         async with connect(services.nats_url) as queue:
             ...
 
-Both servers, and the workers, are children of a process that ends when its standard input does. So
-nothing outlives the notebook, however that ends. NATS listens on loopback and wants a token;
+NATS and PostgreSQL run in a folder; indexers, the query service and the chat page are modules of
+this package. All of them end when their standard input does, so nothing outlives the notebook,
+however that ends. NATS listens on loopback and wants a token;
 PostgreSQL listens on a socket in the folder.
 
 `python -m cookbook_services.local FOLDER` runs both in the foreground and prints the settings.
@@ -20,12 +22,15 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
+import itertools
 import json
 import os
 import secrets
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -33,20 +38,41 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Literal, Self
 
+import httpx
+
+from cookbook_services.children import OPTION, end, stop_with_stdin
 from cookbook_services.settings import FILES, INDEX, NATS_URL, STORE_URL
+from nim_cookbook.endpoints import Endpoints
 from nim_cookbook.errors import ConfigurationError, CookbookError, EndpointUnreachable
+from nim_cookbook.models import ROLES
 
-#: Seconds that the servers have to start, and to stop.
-START_SECONDS, STOP_SECONDS = 120.0, 20.0
+#: Seconds that servers and services have to start.
+START_SECONDS = 120.0
 _START_TRIES = 3
 
 
+@dataclass(frozen=True, slots=True)
+class RunningService:
+    """A service over HTTP that answers.
+
+    Attributes:
+        url: Its address, without a slash at the end.
+        process: Its process.
+        log: What it has written.
+    """
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
 class LocalServices:
-    """The servers and workers of one folder; a context manager, or `start` and `stop`.
+    """The servers and services of one folder; a context manager, or `start` and `stop`.
 
     Attributes:
         folder: Where data, files and logs are.
@@ -55,12 +81,15 @@ class LocalServices:
         store_url: The PostgreSQL server.
     """
 
-    def __init__(self, folder: str | Path | None = None) -> None:
+    def __init__(
+        self, folder: str | Path | None = None, *, settings: Mapping[str, str] | None = None
+    ) -> None:
         """Choose a folder; nothing is started yet.
 
         Args:
             folder: Keeps the data from one start to the next; None for a temporary one, which is
                 deleted at the end.
+            settings: Further environment variables for workers and services.
         """
         self._temporary = folder is None
         chosen = tempfile.mkdtemp(prefix="cookbook-") if folder is None else folder
@@ -68,8 +97,10 @@ class LocalServices:
         self.files = self.folder / "files"
         self.nats_url = ""
         self.store_url = ""
+        self._settings = dict(settings or {})
         self._servers: subprocess.Popen[str] | None = None
-        self._workers: list[subprocess.Popen[bytes]] = []
+        self._children: list[subprocess.Popen[bytes]] = []
+        self._names = itertools.count(1)
 
     def start(self) -> Self:
         """Start both servers and wait until they answer.
@@ -81,7 +112,7 @@ class LocalServices:
         self.files.mkdir(parents=True, exist_ok=True)
         with (self.folder / "servers.log").open("ab") as log:
             self._servers = subprocess.Popen(
-                [sys.executable, "-P", "-m", __name__, str(self.folder), "--stop-with-stdin"],
+                [sys.executable, "-P", "-m", __name__, str(self.folder), OPTION],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -128,35 +159,89 @@ class LocalServices:
             name: Its name; by default a number.
             index: Name of table and queue, where it is not the configured one.
         """
-        name = name or f"worker-{len(self._workers) + 1}"
-        with (self.folder / f"{name}.log").open("ab") as log:
-            worker = subprocess.Popen(
-                [
-                    *(sys.executable, "-P", "-m", "cookbook_services.indexer"),
-                    *("--stop-with-stdin", "--name", name),
-                    *arguments,
-                ],
+        name = name or f"worker-{next(self._names)}"
+        return self._start("indexer", name, "--name", name, *arguments, index=index)
+
+    def wait_for_workers(self) -> None:
+        """Wait until each worker that was started is ready to take jobs.
+
+        Raises:
+            EndpointUnreachable: One has ended; with its last words.
+        """
+        for name, worker in self._workers.items():
+            log = self.folder / f"{name}.log"
+            deadline = time.monotonic() + START_SECONDS
+            while READY not in log.read_text(encoding="utf-8"):
+                if worker.poll() is not None or time.monotonic() > deadline:
+                    raise EndpointUnreachable(f"{name} did not start: {_last_line(log)}")
+                time.sleep(0.05)
+
+    def start_service(
+        self,
+        module: Literal["app", "chat"],
+        *arguments: str,
+        index: str | None = None,
+        **settings: str,
+    ) -> RunningService:
+        """Start the query service or the chat page on a free port, and wait until it is ready.
+
+        Its output goes to `<module>-<port>.log` in the folder.
+
+        Args:
+            module: `app` is the query service, `chat` the chat page.
+            *arguments: Further options of `python -m cookbook_services.<module>`.
+            index: Name of table and queue, where it is not the configured one.
+            **settings: Further environment variables.
+
+        Raises:
+            EndpointUnreachable: It does not start; with its last words.
+        """
+        port = _free_port()
+        name = f"{module}-{port}"
+        process = self._start(
+            module, name, "--port", str(port), *arguments, index=index, settings=settings
+        )
+        service = RunningService(f"http://127.0.0.1:{port}", process, self.folder / f"{name}.log")
+        _wait_until_ready(service)
+        return service
+
+    def _start(
+        self,
+        module: str,
+        log: str,
+        *arguments: str,
+        index: str | None,
+        settings: Mapping[str, str] | None = None,
+    ) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{log}.log").open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", f"cookbook_services.{module}", OPTION, *arguments],
                 stdin=subprocess.PIPE,
-                stdout=log,
+                stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **self.environment(index)},
-                start_new_session=True,
+                env={
+                    **os.environ,
+                    **self._settings,
+                    **self.environment(index),
+                    **(settings or {}),
+                },
+                start_new_session=True,  # an interrupted cell does not interrupt it
             )
-        self._workers.append(worker)
-        return worker
+        self._children.append(process)
+        return process
 
     def stop(self) -> None:
-        """Stop workers and servers; may be called twice."""
+        """Stop services, workers and servers; may be called twice."""
         atexit.unregister(self.stop)
-        for worker in self._workers:  # all at once, as each may need a moment
-            if worker.poll() is None:
-                worker.terminate()
-        for worker in self._workers:
-            _end(worker)
-        self._workers.clear()
+        for child in self._children:  # all at once, as each may need a moment
+            if child.poll() is None:
+                child.terminate()
+        for child in self._children:
+            end(child)
+        self._children.clear()
         servers, self._servers = self._servers, None
         if servers is not None:
-            _end(servers)
+            end(servers)
         if self._temporary:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -169,18 +254,37 @@ class LocalServices:
         self.stop()
 
 
-def _end(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
-    """End a child by closing its input, by a signal, or by force."""
-    if process.poll() is None:
-        process.terminate()
-    for stream in (process.stdin, process.stdout):
-        if stream is not None:
-            stream.close()
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+def endpoint_settings(api: Endpoints) -> dict[str, str]:
+    """Return the settings with which a service finds the same models as this process.
+
+    A service knows addresses and keys and nothing of this process, as in a container. Where the
+    endpoints are configured by the environment, the service inherits that.
+
+    Args:
+        api: From `connect()`.
+    """
+    if api.mode != "local":
+        return {}
+    urls = {f"NIM_{role.upper()}_URL": getattr(api, role).url for role in ROLES}
+    return {"COOKBOOK_ENDPOINTS": "self-hosted", **urls}
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _wait_until_ready(service: RunningService) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and service.process.poll() is None:
+        with contextlib.suppress(httpx.TransportError):
+            answer = httpx.get(f"{service.url}/health/ready", trust_env=False, timeout=10)
+            if answer.status_code == 200:
+                return
+        time.sleep(0.1)
+    end(service.process)
+    raise EndpointUnreachable(f"{service.log.stem} did not start: {_last_line(service.log)}")
 
 
 def _last_line(log: Path) -> str:
@@ -252,7 +356,7 @@ class Nats:
 
     def stop(self) -> None:
         """Stop it."""
-        _end(self.process)
+        end(self.process)
 
 
 class Postgres:
@@ -305,13 +409,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Run NATS and PostgreSQL on this machine until Ctrl-C.",
     )
     parser.add_argument("folder", type=Path, help="for the data")
-    parser.add_argument("--stop-with-stdin", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(OPTION, action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
     if options.stop_with_stdin:
-        threading.Thread(target=_until_stdin_ends, args=(stopped,), daemon=True).start()
+        stop_with_stdin(stopped.set)
     try:
         _run(options.folder.expanduser().absolute(), stopped, machine=options.stop_with_stdin)
     except CookbookError as error:
@@ -338,11 +442,6 @@ def _run(folder: Path, stopped: threading.Event, machine: bool) -> None:
     finally:
         for server in reversed(started):
             server.stop()
-
-
-def _until_stdin_ends(stopped: threading.Event) -> None:
-    sys.stdin.buffer.read()
-    stopped.set()
 
 
 if __name__ == "__main__":
