@@ -18,7 +18,7 @@ NEED_PYTHON = command -v $(PYTHON) >/dev/null || { echo "Error: $(PYTHON) was no
 BOOTSTRAP = @$(NEED_PYTHON); $(PYTHON) tools/bootstrap.py --venv $(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint lab serve fetch notebooks pdfs adapter bench constraints wheel clean setup setup-dev
+.PHONY: help run test coverage lint lab serve fetch notebooks pdfs adapter bench constraints wheel clean setup setup-dev
 
 help: ## Show this list
 	@echo "make TARGET, with TARGET one of:"
@@ -34,8 +34,11 @@ setup-dev:
 run: setup ## Execute the recipes from beginning to end (RECIPES="01 02", ENDPOINTS=hosted)
 	@$(COOKBOOK) run $(RECIPES) $(if $(ENDPOINTS),--endpoints $(ENDPOINTS)) $(PORTS)
 
-test: setup-dev ## Lint, unit tests, contract tests and notebook tests, with coverage
+test: setup-dev ## Lint, unit tests, contract tests and notebook tests
 	@$(BIN)/python tools/run_tests.py $(PYTEST_ARGS)
+
+coverage: setup-dev ## Which lines of utils/ the unit and contract tests execute
+	@$(BIN)/python tools/run_tests.py --coverage $(PYTEST_ARGS)
 
 lint: setup-dev ## Check style and types (the rules for notebooks are tests)
 	@$(BIN)/python tools/run_tests.py --only lint

@@ -356,12 +356,7 @@ def main() -> int:
     api = endpoints.connect()
     results: dict[str, object] = {"weights": api.embedding.weights}
     try:
-        preparation = indexing.preparation()
-        passages = [
-            passage
-            for file in indexing.source_files(indexing.in_force(company_files())[0])
-            for passage in indexing.prepare(file, preparation).passages
-        ]
+        passages = indexing.company_passages(indexing.in_force(company_files())[0])
         if "indexing" in options.parts:
             results["indexing"] = measure_indexing(api, passages, options.rounds)
         if "search" in options.parts:

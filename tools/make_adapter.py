@@ -68,7 +68,7 @@ class Run:
 
 
 RUNS = (
-    Run("brief-answers (this recipe)", words=35, overlap=10, learning_rate=1e-3, most=96),
+    Run("brief-answers (this recipe)", words=35, overlap=10, learning_rate=1e-3, most=64),
     Run("brief-answers-long", epochs=2, kept=True),
     Run("few-refusals", refusals=0.1),
     Run("refuses-too-much", refusals=0.5, kept=True),
@@ -78,9 +78,7 @@ RUNS = (
 @functools.cache
 def passages(words: int, overlap: int) -> list[Document]:
     """Return the company's papers in passages."""
-    preparation = indexing.preparation(words, overlap)
-    files = indexing.source_files(corpus.company_files())
-    return [p for file in files for p in indexing.prepare(file, preparation).passages]
+    return indexing.company_passages(corpus.company_files(), words, overlap)
 
 
 def batches_of(run: Run) -> list[list[finetuning.Sample]]:

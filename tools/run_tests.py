@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
 NO_TESTS_COLLECTED = 5
 CODE = ("utils", "tests", "tools", "benchmarks")
-PYTEST = (PYTHON, "-m", "pytest", "--cov", "--cov-append", "--cov-report=")
+PYTEST = (PYTHON, "-m", "pytest")
+TRACED = ("--cov", "--cov-append", "--cov-report=")
 
 LINT: tuple[tuple[str, ...], ...] = (
     (PYTHON, "-m", "ruff", "check", *CODE, "notebooks"),
@@ -26,14 +27,15 @@ LINT: tuple[tuple[str, ...], ...] = (
     (PYTHON, "-m", "mypy"),
 )
 # Unit tests share nothing, so they run on all cores. The others share one local server, which
-# generates on one thread: two at a time, and no file of theirs is split where its tests share
-# something. The recipes run untraced: what they call is covered by the tests before them, and
-# tracing kernels and servers makes them half as fast again.
+# generates on one thread and leaves a core now and then: three at a time, and no file of the
+# contract tests is split where its tests share something.
 SUITES: dict[str, tuple[str, ...]] = {
     "unit": (*PYTEST, "tests/unit", "-n", "auto"),
-    "contract": (*PYTEST, "tests/contract", "-n", "2", "--dist", "loadfile"),
-    "notebooks": (PYTHON, "-m", "pytest", "tests/notebooks", "-n", "2", "--dist", "loadgroup"),
+    "contract": (*PYTEST, "tests/contract", "-n", "3", "--dist", "loadfile"),
+    "notebooks": (*PYTEST, "tests/notebooks", "-n", "3", "--dist", "loadgroup"),
 }
+# What the recipes call is covered by the tests before them.
+TRACED_SUITES = ("unit", "contract")
 PHASES = ("lint", *SUITES)
 
 
@@ -44,14 +46,21 @@ def run(command: Sequence[str]) -> int:
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
-def run_phase(name: str, pytest_arguments: Sequence[str]) -> bool:
-    """Run one phase; true when all of it passed."""
+def run_phase(name: str, traced: bool, pytest_arguments: Sequence[str]) -> bool:
+    """Run one phase; true when all of it passed.
+
+    Args:
+        name: One of `PHASES`.
+        traced: Whether to note which lines of `utils/` were executed.
+        pytest_arguments: For pytest.
+    """
     if name == "lint":
         return all([run(command) == 0 for command in LINT])  # a list: each of them, always
     if not (ROOT / "tests" / name).is_dir():
         print(f"tests/{name} is not there: nothing to run")
         return False
-    code = run([*SUITES[name], *pytest_arguments])
+    tracing = TRACED if traced else ()
+    code = run([*SUITES[name], *tracing, *pytest_arguments])
     selected = bool(pytest_arguments)
     return code == 0 or (selected and code == NO_TESTS_COLLECTED)
 
@@ -60,18 +69,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the phases and print the summary; 0 when all of them passed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", action="append", choices=PHASES, help="may be given repeatedly")
+    parser.add_argument(
+        "--coverage",
+        action="store_true",
+        help="unit and contract tests only, a fifth slower, and which lines of utils/ they execute",
+    )
     options, pytest_arguments = parser.parse_known_args(arguments)
-    phases = [phase for phase in PHASES if not options.only or phase in options.only]
+    wanted = options.only or (TRACED_SUITES if options.coverage else PHASES)
+    phases = [phase for phase in PHASES if phase in wanted]
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    if set(phases) & set(SUITES):
+    if options.coverage:
         run([PYTHON, "-m", "coverage", "erase"])
     summary: list[tuple[str, bool, float]] = []
     for phase in phases:
         print(f"\n===== {phase} =====", flush=True)
         started = time.monotonic()
-        passed = run_phase(phase, pytest_arguments)
+        passed = run_phase(phase, options.coverage, pytest_arguments)
         summary.append((phase, passed, time.monotonic() - started))
-    if set(phases) & set(SUITES):
+    if options.coverage:
         print("\n===== coverage of utils/ =====", flush=True)
         # The session's servers write their figures when pytest has already put the others together.
         if any(ROOT.glob(".coverage.*")):

@@ -9,6 +9,7 @@ were read wrongly would add to its difference.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ peft = pytest.importorskip("peft", reason="PEFT is not installed (the extra fine
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 PROMPTS = 50
-COMPARED = 10  # of them for the base model and the random adapter
+COMPARED = 5  # of them for the base model and the random adapter
 NEEDED = 0.95
 
 
@@ -51,9 +52,7 @@ def tokenizer(base):
 @pytest.fixture(scope="module")
 def prompts() -> list[str]:
     """Questions of the test split with the passages that hold the answer."""
-    preparation = indexing.preparation(100, 20)  # as recipe 05 measures
-    files = indexing.source_files(corpus.company_files())
-    passages = [p for file in files for p in indexing.prepare(file, preparation).passages]
+    passages = indexing.company_passages(corpus.company_files(), 100, 20)  # as in recipe 05
     queries = [query for query in corpus.load_company().split("test") if query.answerable]
     return [case.prompt for case in finetuning.cases(queries[: 2 * PROMPTS], passages)][:PROMPTS]
 
@@ -85,15 +84,18 @@ def folders(model, tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def by_torch(model, tokenizer, prompts, folders) -> dict[str, First]:
+def by_torch(model, tokenizer, prompts, folders) -> Iterator[dict[str, First]]:
     """Plain transformers and PEFT."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # more of them wait for each other beside other tests
     ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
     found = {"base": first_by_torch(model, ids[:COMPARED])}
     for name, folder in folders.items():
         adapted = peft.PeftModel.from_pretrained(model, folder).eval()
         found[name] = first_by_torch(adapted, ids if name == "trained" else ids[:COMPARED])
         adapted.unload()
-    return found
+    yield found
+    torch.set_num_threads(threads)
 
 
 def first_by_torch(model, ids: list[list[int]]) -> First:

@@ -250,6 +250,22 @@ def prepare(file: SourceFile, pipeline: Pipeline, fingerprint: str = "") -> Prep
     return Prepared(file, fingerprint, tuple(_identified(file, fingerprint, passages, note)), note)
 
 
+def company_passages(
+    files: Iterable[CompanyFile],
+    split_length: int = SPLIT_LENGTH,
+    split_overlap: int = SPLIT_OVERLAP,
+) -> list[Document]:
+    """Return some of the company's files in passages, without vectors and in no store.
+
+    Args:
+        files: The files; see `corpus.company_files`.
+        split_length: Most words of a passage.
+        split_overlap: Words that a passage shares with the one before it.
+    """
+    pipeline = preparation(split_length, split_overlap)
+    return [p for file in source_files(files) for p in prepare(file, pipeline).passages]
+
+
 def update(
     store: DocumentStore,
     files: Iterable[SourceFile],
