@@ -5,27 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
 import httpx
 import pytest
 from haystack.utils import Secret
 from haystack_integrations.components.embedders.nvidia import NvidiaDocumentEmbedder
 
-from cookbook_services.local import LocalServices
+from cookbook_services.children import end
+from cookbook_services.local import LocalServices, Module, RunningService
 from cookbook_services.stores import open_store
 from nim_cookbook import indexing
 from nim_cookbook.corpus import company_files
 from nim_cookbook.endpoints import connect
 from nim_cookbook.models import load_registry
 from tests.relay import Relay
-from tests.support import Servers, free_port_block
+from tests.support import Servers
 
 TOKEN = "fake-token-for-tests-0123456789abcdef"
 START_SECONDS = 60
@@ -33,13 +30,10 @@ START_SECONDS = 60
 DOCUMENTS = ("handbook-001", "handbook-017", "handbook-021")
 
 
-@dataclass(frozen=True)
-class RunningService:
+class TestedService(RunningService):
     """A service that answers."""
 
-    url: str
-    process: subprocess.Popen[bytes]
-    log: Path
+    __test__ = False  # no test, whatever its name
 
     def client(self, token: str | None = TOKEN) -> httpx.Client:
         headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
@@ -75,25 +69,14 @@ def environment(services: LocalServices, servers: Servers, **more: str) -> dict[
 
 @contextlib.contextmanager
 def running(
-    log: Path, settings: Mapping[str, str], *arguments: str, module: str = "app"
-) -> Iterator[RunningService]:
+    services: LocalServices, settings: Mapping[str, str], *arguments: str, module: Module = "app"
+) -> Iterator[TestedService]:
     """Run a service until the context ends; it is ready when the context begins."""
-    port = free_port_block(1)
-    command = [sys.executable, "-m", f"cookbook_services.{module}", "--port", str(port)]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*command, *arguments], stdout=output, stderr=subprocess.STDOUT, env=dict(settings)
-        )
+    started = services.start_service(module, *arguments, **settings)
     try:
-        service = RunningService(f"http://127.0.0.1:{port}", process, log)
-        service.wait_for("/health/ready", 200)
-        yield service
+        yield TestedService(started.url, started.process, started.log)
     finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        end(started.process)
 
 
 def index_documents(services: LocalServices) -> None:

@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from cookbook_services.local import LocalServices
-from tests.query_service import TOKEN, RunningService, environment, index_documents, running
+from nim_cookbook.pictures import small_png
+from tests.query_service import TOKEN, TestedService, environment, index_documents, running
 from tests.support import Servers
 
 playwright = pytest.importorskip(
@@ -46,22 +47,19 @@ FLAGS = [
 
 
 @pytest.fixture(scope="module")
-def page_service(
-    servers: Servers, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningService]:
-    folder = tmp_path_factory.mktemp("chat")
+def page_service(servers: Servers) -> Iterator[TestedService]:
     with LocalServices() as local:
         index_documents(local)
         settings = environment(local, servers)
-        with running(folder / "query.log", settings) as query:
+        with running(local, settings) as query:
             settings["COOKBOOK_QUERY_URL"] = query.url
-            with running(folder / "chat.log", settings, module="chat") as chat:
+            with running(local, settings, module="chat") as chat:
                 yield chat
 
 
 @needs_browser
 def test_a_reader_asks_and_reads_the_answer_and_its_source(
-    page_service: RunningService, tmp_path: Path
+    page_service: TestedService, tmp_path: Path
 ) -> None:
     outside: list[str] = []
     with playwright.sync_playwright() as driver:
@@ -101,7 +99,8 @@ def test_a_reader_asks_and_reads_the_answer_and_its_source(
             # The passage's first line, beside the answer.
             playwright.expect(page.get_by_text(TITLE)).to_be_visible()
             picture = Path(os.environ.get(SCREENSHOT) or tmp_path / "chat.png")
-            page.screenshot(path=str(picture))
+            picture.parent.mkdir(exist_ok=True)
+            picture.write_bytes(small_png(page.screenshot()))
         finally:
             browser.close()
     assert picture.stat().st_size > 10_000
@@ -114,7 +113,7 @@ def sign_in(page: playwright.Page, name: str, password: str) -> None:
     page.locator("button[type=submit]").first.click()
 
 
-def test_nobody_chats_without_signing_in(page_service: RunningService) -> None:
+def test_nobody_chats_without_signing_in(page_service: TestedService) -> None:
     with httpx.Client(base_url=page_service.url, trust_env=False) as stranger:
         assert stranger.get("/chat/user").status_code == 401
         wrong = stranger.post("/chat/login", data={"username": "x", "password": "wrong"})
@@ -124,7 +123,7 @@ def test_nobody_chats_without_signing_in(page_service: RunningService) -> None:
         assert stranger.get("/chat/user").status_code == 200
 
 
-def test_the_page_fetches_nothing_from_elsewhere(page_service: RunningService) -> None:
+def test_the_page_fetches_nothing_from_elsewhere(page_service: TestedService) -> None:
     with httpx.Client(base_url=page_service.url, trust_env=False) as browser:
         policy = browser.get("/chat").headers["content-security-policy"]
     assert "default-src 'self'" in policy

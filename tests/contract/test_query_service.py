@@ -23,8 +23,8 @@ from cookbook_services.queue import Job, connect
 from nim_cookbook.answering import REFUSAL
 from tests.query_service import (
     TOKEN,
-    RunningService,
     Tap,
+    TestedService,
     environment,
     index_documents,
     running,
@@ -94,8 +94,7 @@ def service(
     servers: Servers,
     chat_tap: Tap,
     collector: Collector,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[RunningService]:
+) -> Iterator[TestedService]:
     settings = environment(
         services,
         servers,
@@ -106,19 +105,18 @@ def service(
         OTEL_BSP_SCHEDULE_DELAY="200",
         OPENAI_MAX_RETRIES="1",  # Haystack's chat generators read it
     )
-    log = tmp_path_factory.mktemp("service") / "service.log"
-    with running(log, settings, "--workers", "2") as started:
+    with running(services, settings, "--workers", "2") as started:
         yield started
 
 
 @pytest.fixture
-def client(service: RunningService) -> Iterator[httpx.Client]:
+def client(service: TestedService) -> Iterator[httpx.Client]:
     with service.client() as opened:
         yield opened
 
 
 @pytest.fixture
-def chat(service: RunningService) -> openai.OpenAI:
+def chat(service: TestedService) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{service.url}/v1", api_key=TOKEN, max_retries=0)
 
 
@@ -237,7 +235,7 @@ def test_a_streamed_refusal_is_text_too(chat: openai.OpenAI) -> None:
     ],
 )
 def test_without_the_token_nothing_is_answered(
-    service: RunningService, method: str, path: str, header: dict[str, str], why: str
+    service: TestedService, method: str, path: str, header: dict[str, str], why: str
 ) -> None:
     with service.client(token=None) as stranger:
         answer = stranger.request(method, path, headers=header, json={"question": QUESTION})
@@ -246,7 +244,7 @@ def test_without_the_token_nothing_is_answered(
 
 
 @pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/status"])
-def test_probes_need_no_token(service: RunningService, path: str) -> None:
+def test_probes_need_no_token(service: TestedService, path: str) -> None:
     with service.client(token=None) as stranger:
         assert stranger.get(path).status_code == 200
 
@@ -266,7 +264,7 @@ def test_no_route_of_the_openapi_document_deploys(client: httpx.Client) -> None:
     assert not [path for path in paths if "deploy" in path]
 
 
-def test_only_the_named_origin_may_call_from_a_browser(service: RunningService) -> None:
+def test_only_the_named_origin_may_call_from_a_browser(service: TestedService) -> None:
     asked = {"Access-Control-Request-Method": "POST"}
     with service.client(token=None) as browser:
         named = browser.options("/ask/run", headers={"Origin": ORIGIN, **asked})
@@ -349,7 +347,7 @@ def test_traces_reach_the_collector(client: httpx.Client, collector: Collector) 
 
 
 def test_not_ready_while_a_nim_is_down(
-    service: RunningService, chat_tap: Tap, client: httpx.Client
+    service: TestedService, chat_tap: Tap, client: httpx.Client
 ) -> None:
     chat_tap.turn(on=False)
     try:

@@ -34,6 +34,7 @@ from cookbook_services.children import OPTION, stop_with_stdin
 from cookbook_services.counting import Count, expose
 from cookbook_services.delivery import BACKOFF, Delivery
 from cookbook_services.files import FileStore
+from cookbook_services.local import READY
 from cookbook_services.patience import (
     Interrupted,
     Patience,
@@ -293,7 +294,7 @@ async def serve(options: argparse.Namespace) -> Count:
         _listen(worker.stop, options.stop_with_stdin)
         if options.metrics_port:
             expose(worker.count, options.metrics_host, options.metrics_port)
-        _say(f"Ready; passages are embedded by {nim.embedding.weights}.")
+        _say(f"{READY}passages are embedded by {nim.embedding.weights}.")
         return await worker.run(until_empty=options.until_empty)
 
 

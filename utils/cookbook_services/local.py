@@ -51,9 +51,15 @@ from nim_cookbook.endpoints import Endpoints
 from nim_cookbook.errors import ConfigurationError, CookbookError, EndpointUnreachable
 from nim_cookbook.models import ROLES
 
+#: What an indexer says when it takes jobs.
+READY = "Ready; "
 #: Seconds that servers and services have to start.
 START_SECONDS = 120.0
 _START_TRIES = 3
+
+
+#: `app` is the query service, `chat` the chat page.
+Module = Literal["app", "chat"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +106,7 @@ class LocalServices:
         self._settings = dict(settings or {})
         self._servers: subprocess.Popen[str] | None = None
         self._children: list[subprocess.Popen[bytes]] = []
+        self._workers: dict[str, subprocess.Popen[bytes]] = {}
         self._names = itertools.count(1)
 
     def start(self) -> Self:
@@ -160,25 +167,31 @@ class LocalServices:
             index: Name of table and queue, where it is not the configured one.
         """
         name = name or f"worker-{next(self._names)}"
-        return self._start("indexer", name, "--name", name, *arguments, index=index)
+        worker = self._start("indexer", name, "--name", name, *arguments, index=index)
+        self._workers[name] = worker
+        return worker
 
     def wait_for_workers(self) -> None:
-        """Wait until each worker that was started is ready to take jobs.
+        """Wait until each worker that was started since the last call is ready to take jobs.
 
         Raises:
-            EndpointUnreachable: One has ended; with its last words.
+            EndpointUnreachable: One has ended, or takes too long; with its last words.
         """
-        for name, worker in self._workers.items():
+        deadline = time.monotonic() + START_SECONDS
+        while self._workers:
+            name, worker = next(iter(self._workers.items()))
             log = self.folder / f"{name}.log"
-            deadline = time.monotonic() + START_SECONDS
-            while READY not in log.read_text(encoding="utf-8"):
-                if worker.poll() is not None or time.monotonic() > deadline:
-                    raise EndpointUnreachable(f"{name} did not start: {_last_line(log)}")
+            if READY in log.read_text(encoding="utf-8"):
+                del self._workers[name]
+            elif worker.poll() is not None or time.monotonic() > deadline:
+                del self._workers[name]
+                raise EndpointUnreachable(f"{name} did not start: {_last_line(log)}")
+            else:
                 time.sleep(0.05)
 
     def start_service(
         self,
-        module: Literal["app", "chat"],
+        module: Module,
         *arguments: str,
         index: str | None = None,
         **settings: str,
@@ -188,7 +201,7 @@ class LocalServices:
         Its output goes to `<module>-<port>.log` in the folder.
 
         Args:
-            module: `app` is the query service, `chat` the chat page.
+            module: Which of them.
             *arguments: Further options of `python -m cookbook_services.<module>`.
             index: Name of table and queue, where it is not the configured one.
             **settings: Further environment variables.

@@ -548,14 +548,16 @@ class QueuePlot:
         """Return the picture as it is now."""
         figure, axes = figure_of((7, 3.6))
         said = []
-        for (run, points), (line, color, _) in zip(self._runs.items(), STYLES, strict=False):
-            seconds, jobs = zip(*points, strict=True)
-            axes.plot(seconds, jobs, line, color=color, label=run)
+        for (run, points), (colour, marker) in zip(self._runs.items(), STYLES, strict=False):
+            seconds = [point[0] for point in points]
+            jobs = [point[1] for point in points]
+            each = max(1, len(points) // 12)  # markers, for who does not see the colours
+            axes.plot(seconds, jobs, marker=marker, markevery=each, ms=4, color=colour, label=run)
             said.append(f"{run}: {max(jobs)} jobs, {jobs[-1]} left after {seconds[-1]:.1f} s")
-        for run, seconds, jobs, text in self._marks:
-            axes.plot([seconds], [jobs], "x", color=GREY, ms=9, mew=2)
-            axes.annotate(text, (seconds, jobs), xytext=(8, 6), textcoords="offset points")
-            said.append(f"{text} in {run} at {seconds:.1f} s with {jobs} left")
+        for run, at, left, text in self._marks:
+            axes.plot([at], [left], "x", color="black", ms=9, mew=2)
+            axes.annotate(text, (at, left), xytext=(8, 6), textcoords="offset points")
+            said.append(f"{text} in {run} at {at:.1f} s with {left} left")
         axes.set(xlabel="seconds since the first job was sent", ylabel="jobs not done")
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0, top=None if self._runs else 1)
