@@ -18,7 +18,7 @@ NEED_PYTHON = command -v $(PYTHON) >/dev/null || { echo "Error: $(PYTHON) was no
 BOOTSTRAP = @$(NEED_PYTHON); $(PYTHON) tools/bootstrap.py --venv $(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage lint lab serve fetch notebooks pdfs adapter bench constraints wheel clean setup setup-dev
+.PHONY: help run test coverage lint lab serve fetch notebooks pdfs adapter screenshot pipelines bench constraints wheel clean setup setup-dev
 
 help: ## Show this list
 	@echo "make TARGET, with TARGET one of:"
@@ -26,10 +26,10 @@ help: ## Show this list
 
 # Both install what is missing and do nothing when the environment is up to date.
 setup:
-	$(BOOTSTRAP) --extras notebooks,finetune
+	$(BOOTSTRAP) --extras notebooks,finetune,serve
 
 setup-dev:
-	$(BOOTSTRAP) --extras notebooks,finetune,dev
+	$(BOOTSTRAP) --extras notebooks,finetune,serve,dev
 
 run: setup ## Execute the recipes from beginning to end (RECIPES="01 02", ENDPOINTS=hosted)
 	@$(COOKBOOK) run $(RECIPES) $(if $(ENDPOINTS),--endpoints $(ENDPOINTS)) $(PORTS)
@@ -60,6 +60,12 @@ pdfs: setup-dev ## Build the company's PDFs from their Markdown
 
 adapter: setup-dev ## Train and measure the adapters under data/ (half an hour on two idle cores)
 	@GOMP_SPINCOUNT=10000 $(BIN)/python tools/make_adapter.py
+
+screenshot: setup-dev ## Drive the chat page in Chromium and keep its picture for recipe 06
+	@COOKBOOK_SCREENSHOT=$(CURDIR)/data/serving/chat-page.png $(BIN)/python -m pytest tests/contract/test_chat_page.py
+
+pipelines: setup ## Write the served pipelines to deploy/pipelines
+	@$(BIN)/python -m cookbook_services.pipelines
 
 bench: setup ## Measure what the endpoints cost, as ratios within one run
 	@$(if $(PORT_BASE),COOKBOOK_PORT_BASE=$(PORT_BASE)) $(BIN)/python benchmarks/endpoints.py

@@ -20,6 +20,7 @@ from nim_cookbook.evaluation import RetrievalScores, same_questions
 from nim_cookbook.pictures import MAX_PNG_BYTES, Picture, png_width, small_png
 from nim_cookbook.plots import (
     LossCurve,
+    QueuePlot,
     memory_plot,
     passage_map,
     refusal_plot,
@@ -43,6 +44,7 @@ __all__ = [
     "Check",
     "LossCurve",
     "Picture",
+    "QueuePlot",
     "Table",
     "answers_table",
     "diff_pipelines",

@@ -1,0 +1,393 @@
+"""The query service as a real process: two workers over PostgreSQL, NATS and the local NIMs."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from cookbook_services.files import FileStore
+from cookbook_services.local import LocalServices
+from cookbook_services.queue import Job, connect
+from nim_cookbook.answering import REFUSAL
+from tests.query_service import (
+    TOKEN,
+    Tap,
+    TestedService,
+    environment,
+    index_documents,
+    running,
+)
+from tests.support import Servers
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="PostgreSQL's socket is POSIX")
+
+QUESTION = "Under which number are hand warmers ordered?"
+ANSWER = "WX-77"
+ORIGIN = "https://chat.example.com"
+
+
+class Collector:
+    """An OpenTelemetry collector that keeps what it is sent."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        self.arrived = threading.Event()
+        keep = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                if self.headers.get("Content-Encoding") == "gzip":
+                    body = gzip.decompress(body)
+                keep.bodies.append(body)
+                if b"haystack.component.run" in body:
+                    keep.arrived.set()
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture(scope="module")
+def services(servers: Servers) -> Iterator[LocalServices]:
+    # Not below pytest's folders: they are closed to PostgreSQL's user when the tests run as root.
+    with LocalServices() as local:
+        index_documents(local)
+        yield local
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    kept = Collector()
+    yield kept
+    kept.server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def chat_tap(servers: Servers) -> Iterator[Tap]:
+    tap = Tap(httpx.URL(servers.url("chat")).port or 0)
+    yield tap
+    tap.close()
+
+
+@pytest.fixture(scope="module")
+def service(
+    services: LocalServices,
+    servers: Servers,
+    chat_tap: Tap,
+    collector: Collector,
+) -> Iterator[TestedService]:
+    settings = environment(
+        services,
+        servers,
+        NIM_CHAT_URL=f"http://127.0.0.1:{chat_tap.port}/v1",
+        COOKBOOK_SERVICE_ORIGINS=ORIGIN,
+        COOKBOOK_UPLOAD_MB="1",
+        OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
+        OTEL_BSP_SCHEDULE_DELAY="200",
+        OPENAI_MAX_RETRIES="1",  # Haystack's chat generators read it
+    )
+    with running(services, settings, "--workers", "2") as started:
+        yield started
+
+
+@pytest.fixture
+def client(service: TestedService) -> Iterator[httpx.Client]:
+    with service.client() as opened:
+        yield opened
+
+
+@pytest.fixture
+def chat(service: TestedService) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{service.url}/v1", api_key=TOKEN, max_retries=0)
+
+
+def test_a_question_is_answered_with_its_source(client: httpx.Client) -> None:
+    answer = client.post("/ask/run", json={"question": QUESTION})
+    assert answer.status_code == 200, answer.text
+    result = answer.json()["result"]
+    assert ANSWER in result["answer"]
+    assert not result["refused"]
+    assert [source["document"] for source in result["sources"]] == ["handbook-021"]
+    assert ANSWER in result["sources"][0]["text"]
+    assert all("local stand-in" in name for name in result["weights"].values())
+
+
+def test_a_question_on_another_subject_is_refused_without_a_source(client: httpx.Client) -> None:
+    question = "Who won the football world cup in 1998, and who scored in the final?"
+    result = client.post("/ask/run", json={"question": question}).json()["result"]
+    assert result["refused"]
+    assert (result["answer"], result["sources"]) == (REFUSAL, [])
+
+
+def test_search_finds_passages_in_order_and_asks_no_chat_model(client: httpx.Client) -> None:
+    found = client.post("/search/run", json={"question": QUESTION, "top_k": 3}).json()["result"]
+    scores = [source["score"] for source in found["sources"]]
+    assert len(scores) == 3
+    assert scores == sorted(scores, reverse=True)
+    assert found["sources"][0]["document"] == "handbook-021"
+
+
+def test_filters_choose_what_may_be_found(client: httpx.Client) -> None:
+    only = {"field": "meta.document", "operator": "==", "value": "handbook-017"}
+    body = {"question": QUESTION, "filters": only}
+    found = client.post("/search/run", json=body).json()["result"]["sources"]
+    assert {source["document"] for source in found} == {"handbook-017"}
+
+
+@pytest.mark.parametrize("question", ["", "   ", "x" * 4001])
+def test_an_empty_or_endless_question_is_the_callers_mistake(
+    client: httpx.Client, question: str
+) -> None:
+    answer = client.post("/ask/run", json={"question": question})
+    assert answer.status_code == 422
+    assert "1 to 4000 characters" in answer.json()["detail"]
+
+
+def test_the_openai_client_lists_the_models(chat: openai.OpenAI) -> None:
+    assert "ask" in [model.id for model in chat.models.list()]
+
+
+def test_the_openai_client_gets_an_answer_with_its_source(chat: openai.OpenAI) -> None:
+    done = chat.chat.completions.create(
+        model="ask", messages=[{"role": "user", "content": QUESTION}]
+    )
+    text = done.choices[0].message.content or ""
+    assert ANSWER in text
+    assert "[1] handbook-021" in text
+    assert done.choices[0].finish_reason == "stop"
+    assert done.model_extra and done.model_extra["sources"][0]["document"] == "handbook-021"
+
+
+def test_the_openai_client_streams_an_answer_with_its_source(chat: openai.OpenAI) -> None:
+    chunks = list(
+        chat.chat.completions.create(
+            model="ask", messages=[{"role": "user", "content": QUESTION}], stream=True
+        )
+    )
+    texts = [chunk.choices[0].delta.content or "" for chunk in chunks]
+    whole = chat.chat.completions.create(
+        model="ask", messages=[{"role": "user", "content": QUESTION}]
+    )
+    assert len([text for text in texts if text]) > 3  # in pieces, and not at once
+    assert "".join(texts) == whole.choices[0].message.content
+    assert [chunk.choices[0].finish_reason for chunk in chunks[-2:]] == [None, "stop"]
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert chunks[-2].model_extra
+    assert chunks[-2].model_extra["sources"][0]["document"] == "handbook-021"
+
+
+def test_a_stream_without_a_question_is_refused_before_it_begins(chat: openai.OpenAI) -> None:
+    for messages in ([{"role": "system", "content": "Hello"}], [{"role": "user", "content": ""}]):
+        with pytest.raises(openai.UnprocessableEntityError):
+            chat.chat.completions.create(model="ask", messages=messages, stream=True)  # type: ignore[call-overload]
+
+
+def test_a_streamed_refusal_is_text_too(chat: openai.OpenAI) -> None:
+    question = "Who won the football world cup in 1998, and who scored in the final?"
+    chunks = chat.chat.completions.create(
+        model="ask", messages=[{"role": "user", "content": question}], stream=True
+    )
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == REFUSAL
+
+
+@pytest.mark.parametrize(
+    ("header", "why"),
+    [
+        ({}, "none"),
+        ({"Authorization": "Bearer wrong"}, "another token"),
+        ({"Authorization": f"Bearer {TOKEN}x"}, "the token and more"),
+        ({"Authorization": f"Bearer {TOKEN[:-1]}"}, "less than the token"),
+        ({"Authorization": f"Basic {TOKEN}"}, "another scheme"),
+        ({"X-Api-Key": TOKEN}, "another header"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/ask/run"),
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/chat/completions"),
+        ("GET", "/v1/models"),
+        ("POST", "/v1/files"),
+        ("GET", "/metrics"),
+        ("GET", "/openapi.json"),
+        ("POST", "/deploy_files"),
+        ("GET", "/nothing"),
+    ],
+)
+def test_without_the_token_nothing_is_answered(
+    service: TestedService, method: str, path: str, header: dict[str, str], why: str
+) -> None:
+    with service.client(token=None) as stranger:
+        answer = stranger.request(method, path, headers=header, json={"question": QUESTION})
+    assert answer.status_code == 401, why
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/status"])
+def test_probes_need_no_token(service: TestedService, path: str) -> None:
+    with service.client(token=None) as stranger:
+        assert stranger.get(path).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/deploy_files", "/deploy-yaml", "/undeploy/ask", "/deploy", "/draw/ask"]
+)
+def test_nobody_deploys_code(client: httpx.Client, path: str) -> None:
+    files = {"pipeline_wrapper.py": "raise SystemExit"}
+    assert client.post(path, json={"name": "mine", "files": files}).status_code == 404
+    assert "mine" not in client.get("/status").json()["pipelines"]
+
+
+def test_no_route_of_the_openapi_document_deploys(client: httpx.Client) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    assert "/ask/run" in paths
+    assert not [path for path in paths if "deploy" in path]
+
+
+def test_only_the_named_origin_may_call_from_a_browser(service: TestedService) -> None:
+    asked = {"Access-Control-Request-Method": "POST"}
+    with service.client(token=None) as browser:
+        named = browser.options("/ask/run", headers={"Origin": ORIGIN, **asked})
+        other = browser.options("/ask/run", headers={"Origin": "https://evil.example", **asked})
+        refused = browser.post("/ask/run", headers={"Origin": ORIGIN}, json={"question": "?"})
+    assert named.status_code == 200
+    assert named.headers["access-control-allow-origin"] == ORIGIN
+    assert other.status_code == 400
+    assert "access-control-allow-origin" not in other.headers
+    # The page can read why it was refused.
+    assert refused.status_code == 401
+    assert refused.headers["access-control-allow-origin"] == ORIGIN
+
+
+def test_an_uploaded_file_is_stored_and_queued(
+    client: httpx.Client, services: LocalServices, tmp_path: Path
+) -> None:
+    content = b"# Parking\n\nBicycles are parked behind the boiler house."
+    answer = client.post(
+        "/v1/files",
+        files={"file": ("../../parking.md", content, "text/markdown")},
+        data={"purpose": "assistants"},
+    )
+    assert answer.status_code == 200, answer.text
+    assert (answer.json()["filename"], answer.json()["bytes"]) == ("parking.md", len(content))
+    job = asyncio.run(next_job(services))
+    assert (job.document, job.name) == ("uploads/parking.md", "parking.md")
+    assert job.file is not None
+    with FileStore(services.files).fetched(job.file, job.name) as path:
+        assert path.read_bytes() == content
+
+
+async def next_job(services: LocalServices) -> Job:
+    async with connect(services.nats_url) as queue:
+        message = await queue.take()
+        assert message is not None
+        await message.ack()
+        return Job.decoded(message.data)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "status"),
+    [("tool.exe", b"MZ", 415), ("empty.md", b"", 422), ("big.txt", b"x" * 1_100_000, 413)],
+)
+def test_what_cannot_be_indexed_is_not_taken(
+    client: httpx.Client, name: str, content: bytes, status: int
+) -> None:
+    answer = client.post("/v1/files", files={"file": (name, content)}, data={"purpose": "x"})
+    assert answer.status_code == status, answer.text
+
+
+def test_a_body_of_unknown_size_is_not_taken(client: httpx.Client) -> None:
+    answer = client.post("/ask/run", content=iter([b'{"question": "?"}']))
+    assert answer.status_code == 411
+
+
+def test_metrics_count_requests_of_all_workers(client: httpx.Client) -> None:
+    def count(text: str) -> float:
+        line = 'cookbook_requests_total{method="POST",route="/search/run",status="200"}'
+        found = [row for row in text.splitlines() if row.startswith(line)]
+        return float(found[0].split()[-1]) if found else 0.0
+
+    before = count(client.get("/metrics").text)
+    for _ in range(8):  # several connections, so that both workers get some
+        with httpx.Client(base_url=client.base_url, headers=client.headers, timeout=60) as another:
+            another.post("/search/run", json={"question": QUESTION}).raise_for_status()
+    text = client.get("/metrics").text
+    assert count(text) == before + 8
+    assert 'cookbook_request_seconds_bucket{le="+Inf",route="/search/run"}' in text
+    assert "cookbook_requests_in_flight 1.0" in text  # this one
+
+
+def test_traces_reach_the_collector(client: httpx.Client, collector: Collector) -> None:
+    client.post("/search/run", json={"question": QUESTION}).raise_for_status()
+    assert collector.arrived.wait(30)
+    sent = b"".join(collector.bodies)
+    assert b"haystack.pipeline.run" in sent
+    assert b"cookbook-query" in sent
+    assert TOKEN.encode() not in sent
+
+
+def test_not_ready_while_a_nim_is_down(
+    service: TestedService, chat_tap: Tap, client: httpx.Client
+) -> None:
+    chat_tap.turn(on=False)
+    try:
+        answer = service.wait_for("/health/ready", 503)
+        assert answer.json()["checks"] == {
+            "chat": "not ready",
+            "embedding": "ready",
+            "reranking": "ready",
+            "store": "ready",
+        }
+        assert client.get("/health/live").status_code == 200
+        asked = client.post("/ask/run", json={"question": QUESTION})
+        assert asked.status_code == 502
+        assert "cannot be reached" in asked.json()["detail"]
+    finally:
+        chat_tap.turn(on=True)
+    service.wait_for("/health/ready", 200)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        ("COOKBOOK_SERVICE_TOKEN", "", "COOKBOOK_SERVICE_TOKEN is not set"),
+        ("COOKBOOK_SERVICE_TOKEN", "short", "shorter than 32 characters"),
+        ("COOKBOOK_SERVICE_ORIGINS", "*", "* is not allowed"),
+        ("COOKBOOK_UPLOAD_MB", "many", "whole number"),
+    ],
+)
+def test_no_start_with_a_setting_that_is_not_safe(
+    services: LocalServices, servers: Servers, variable: str, value: str, sentence: str
+) -> None:
+    settings = environment(services, servers) | {variable: value}
+    ended = subprocess.run(
+        [sys.executable, "-m", "cookbook_services.app", "--port", "0"],
+        env=settings,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert ended.returncode == 2
+    assert sentence in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert json.dumps(TOKEN) not in ended.stderr

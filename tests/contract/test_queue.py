@@ -1,0 +1,600 @@
+"""The queue with a real NATS server, a real PostgreSQL, and the real local embedding NIM.
+
+Each test has a queue and a table of its own. Workers run in this process where that is enough, and
+as processes where they are killed or stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import psycopg
+import pytest
+from haystack import Document
+from haystack.document_stores.in_memory import InMemoryDocumentStore
+
+from cookbook_services import queue as queue_module
+from cookbook_services.delivery import Delivery
+from cookbook_services.files import FileStore
+from cookbook_services.indexer import Worker, document_embedder
+from cookbook_services.intake import remove, submit_all
+from cookbook_services.local import LocalServices
+from cookbook_services.queue import Queue, connect
+from cookbook_services.settings import INDEX, NATS_URL
+from cookbook_services.stores import embedding_retriever, open_store
+from cookbook_services.watch import DropFolder
+from nim_cookbook import endpoints, indexing
+from nim_cookbook.endpoints import Endpoint
+from nim_cookbook.errors import ConfigurationError
+from nim_cookbook.folders import folder_files
+from nim_cookbook.models import load_registry
+from tests.relay import relay
+from tests.unit.embedding_double import HashEmbedder
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="uses POSIX signals and sockets")
+
+WIDTH = load_registry().weights_for("embedding").dimensions or 0
+QUICK = (0.1, 0.1)
+_numbers = itertools.count(1)
+
+Content = dict[str, tuple[str | None, str]]
+
+
+@pytest.fixture(scope="module")
+def services() -> Iterator[LocalServices]:
+    # Not below pytest's folders: they are closed to PostgreSQL's user when the tests run as root.
+    with LocalServices() as running:
+        yield running
+
+
+@dataclass
+class Bench:
+    """One test's queue, table and folder of files."""
+
+    services: LocalServices
+    index: str
+    folder: Path
+    endpoint: Endpoint
+
+    def write(self, name: str, text: str) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+    def connect(self, ack_wait: float | None = None):
+        return connect(self.services.nats_url, name=self.index, ack_wait=ack_wait)
+
+    def store(self):
+        return open_store(self.services.store_url, dimension=WIDTH, index=self.index)
+
+    @property
+    def files(self) -> FileStore:
+        return FileStore(self.services.files)
+
+    async def submit(self, queue: Queue) -> int:
+        return len(await submit_all(queue, self.files, folder_files(self.folder)))
+
+    @contextlib.asynccontextmanager
+    async def workers(self, queue: Queue, count: int = 1, *, url: str = "", grace: float = 20):
+        """Run workers in this process; yield what they say."""
+        said: list[str] = []
+        stores = [self.store() for _ in range(count)]
+        endpoint = self.endpoint if not url else Endpoint("embedding", url, *_rest(self.endpoint))
+        made = [
+            Worker(
+                queue,
+                self.files,
+                stores[number],
+                document_embedder(endpoint),
+                settings=self.endpoint.weights,
+                name=f"inside-{number}",
+                grace=grace,
+                backoff=QUICK,
+                say=said.append,
+            )
+            for number in range(count)
+        ]
+        tasks = [asyncio.create_task(worker.run()) for worker in made]
+        try:
+            yield said
+        finally:
+            for worker in made:
+                worker.stop()
+            await asyncio.gather(*tasks)
+            for store in stores:
+                store.close()
+
+    def found(self) -> Content:
+        """Return text and metadata of every passage, by id."""
+        return {d.id: (d.content, _meta(d)) for d in self.documents()}
+
+    def texts(self, document: str) -> str:
+        of = [d for d in self.documents() if d.meta["document"] == document]
+        return " ".join(d.content or "" for d in sorted(of, key=lambda d: d.meta["split_id"]))
+
+    def undisturbed(self) -> Content:
+        """Return what the folder gives without queue, workers and PostgreSQL.
+
+        Ids and contents do not depend on the vectors, so hashes do for them.
+        """
+        store = InMemoryDocumentStore()
+        indexing.update(
+            store,
+            folder_files(self.folder),
+            preparation=indexing.preparation(),
+            embedder=HashEmbedder(),
+            settings=self.endpoint.weights,
+        )
+        return {d.id: (d.content, _meta(d)) for d in store.filter_documents()}
+
+    def documents(self) -> list[Document]:
+        store = self.store()
+        try:
+            return store.filter_documents()
+        finally:
+            store.close()
+
+
+def _rest(endpoint: Endpoint) -> tuple[str, str, str]:
+    return endpoint.model, endpoint.key_variable, endpoint.weights
+
+
+def _meta(document: Document) -> str:
+    return json.dumps(document.meta, sort_keys=True)
+
+
+@pytest.fixture
+def bench(services, servers, tmp_path, monkeypatch) -> Bench:
+    monkeypatch.setenv("COOKBOOK_ENDPOINTS", "local")
+    folder = tmp_path / "drop"
+    folder.mkdir()
+    api = endpoints.connect("nim", start=False)
+    return Bench(services, f"test_{next(_numbers)}", folder, api.embedding)
+
+
+def fill(bench: Bench, count: int) -> None:
+    for number in range(count):
+        bench.write(f"note-{number}.md", f"# Note {number}\n\nThe code of room {number} is blue.")
+
+
+def long_text(passages: int) -> str:
+    return " ".join(f"Room {number} is blue." for number in range(passages * 20))
+
+
+async def until(condition, seconds: float = 60) -> None:
+    async with asyncio.timeout(seconds):
+        while True:
+            value = condition()
+            if asyncio.iscoroutine(value):
+                value = await value
+            if value:
+                return
+            await asyncio.sleep(0.02)
+
+
+def log(bench: Bench, worker: str) -> str:
+    return (bench.services.folder / f"{worker}.log").read_text("utf-8")
+
+
+async def test_files_are_indexed_once(bench):
+    fill(bench, 5)
+    bench.write("deep/page.html", "<html><title>Page</title><body><p>The lift is slow.</p></body>")
+    bench.write("plain.txt", "The stairs are quick.")
+    async with bench.connect() as queue, bench.workers(queue, 2) as said:
+        assert await bench.submit(queue) == 7
+        await queue.until_done(60)
+        first = bench.found()
+        assert first == bench.undisturbed()
+        assert len({json.loads(meta)["document"] for _, meta in first.values()}) == 7
+        assert sum("added" in line for line in said) == 7
+        await bench.submit(queue)
+        await queue.until_done(60)
+        assert bench.found() == first
+        assert sum("unchanged" in line for line in said) == 7
+        assert sum(line.endswith("embedded") for line in said) == 0
+        depth = await queue.depth()
+        assert (depth.open, depth.dead) == (0, 0)
+    embedded = document_embedder(bench.endpoint).run(bench.documents())["documents"]
+    for passage, again in zip(bench.documents(), embedded, strict=True):
+        assert np.dot(passage.embedding, again.embedding) > 0.999
+
+
+async def test_the_same_content_is_stored_once(bench):
+    bench.write("one.txt", f"Twins. {bench.index}")
+    bench.write("two.txt", f"Twins. {bench.index}")
+    stored = [bench.files.put(bench.folder / name) for name in ("one.txt", "two.txt")]
+    assert stored[0] == stored[1]
+    async with bench.connect() as queue, bench.workers(queue):
+        await bench.submit(queue)
+        await queue.until_done(60)
+    assert bench.texts("one.txt").endswith(f"Twins. {bench.index}")
+    assert bench.texts("two.txt").endswith(f"Twins. {bench.index}")
+
+
+async def test_a_changed_file_replaces_its_passages_and_a_removed_one_takes_them_away(bench):
+    bench.write("rules.md", "# Rules\n\n" + long_text(4))
+    bench.write("stays.md", "# Stays\n\nIt stays.")
+    async with bench.connect() as queue, bench.workers(queue):
+        await bench.submit(queue)
+        await queue.until_done(60)
+        before = bench.found()
+        bench.write("rules.md", "# Rules\n\nThere is one rule.")
+        await bench.submit(queue)
+        await queue.until_done(60)
+        assert bench.texts("rules.md").split("\n")[-1] == "There is one rule."
+        assert len(bench.found()) == 2 < len(before)
+        await remove(queue, "rules.md")
+        await queue.until_done(60)
+        assert bench.texts("rules.md") == ""
+        assert bench.texts("stays.md")
+
+
+async def test_only_the_newest_of_waiting_versions_is_done(bench):
+    async with bench.connect() as queue:
+        for version in range(4):
+            bench.write("draft.txt", f"Version {version}.")
+            await bench.submit(queue)
+        assert (await queue.depth()).pending == 1
+        async with bench.workers(queue) as said:
+            await queue.until_done(60)
+            assert len(said) == 1
+    assert bench.texts("draft.txt").endswith("Version 3.")
+
+
+async def test_a_newer_version_waits_for_the_worker_that_has_the_older_one(bench, servers):
+    async with (
+        bench.connect() as queue,
+        bench.connect() as other,
+        relay(servers.port_base + 1) as nim,
+        bench.workers(queue, url=f"http://127.0.0.1:{nim.port}/v1") as slow,
+    ):
+        await nim.down()
+        bench.write("minutes.txt", "The old minutes.")
+        await bench.submit(queue)
+        await until(lambda: any("waiting for it" in line for line in slow))
+        bench.write("minutes.txt", "The new minutes.")
+        await bench.submit(queue)
+        async with bench.workers(other) as quick:
+            await until(lambda: _given_and_waiting(other))
+            assert not quick
+            await nim.up()
+            await queue.until_done(60)
+            assert bench.texts("minutes.txt").endswith("The new minutes.")
+            assert any("changed" in line for line in quick)
+
+
+async def test_an_older_version_is_not_begun_after_the_newer_one_is_done(bench):
+    bench.write("minutes.txt", "The old minutes.")
+    async with bench.connect() as queue:
+        await bench.submit(queue)
+        message = await queue.take(10)
+        assert message is not None
+        late = Delivery(queue, message, "late")
+        bench.write("minutes.txt", "The new minutes.")
+        await bench.submit(queue)
+        async with bench.workers(queue):
+            await until(lambda: bench.texts("minutes.txt"))
+            await queue.until_done(30)
+        assert not await late.begin()
+        assert (await queue.depth()).open == 0
+    assert bench.texts("minutes.txt").endswith("The new minutes.")
+
+
+async def _given_and_waiting(queue: Queue) -> bool:
+    depth = await queue.depth()
+    return depth.pending == 0 and depth.working == 1
+
+
+async def test_a_broken_file_is_given_up_after_three_tries_with_its_reason(bench):
+    (bench.folder / "broken.pdf").write_bytes(b"%PDF-1.7 and nothing of a PDF after it")
+    fill(bench, 2)
+    async with bench.connect() as queue, bench.workers(queue):
+        await bench.submit(queue)
+        await queue.until_done(60)
+        assert (await queue.depth()).dead == 1
+        (letter,) = await queue.dead_letters()
+        assert letter.job.document == "broken.pdf"
+        assert letter.job.file == bench.files.put(bench.folder / "broken.pdf")
+        assert "cannot be read as a PDF" in letter.reason
+        assert [one.reason for one in letter.tries] == [letter.reason] * 3
+        assert len(bench.found()) == 2
+
+        await queue.send_again(letter)  # it is as broken as before
+        await queue.until_done(60)
+        (again,) = await queue.dead_letters()
+        assert len(again.tries) == 3
+        assert again.number > letter.number
+
+        pdf = next(Path("data").rglob("*.pdf"))
+        (bench.folder / "broken.pdf").write_bytes(pdf.read_bytes())
+        await bench.submit(queue)
+        await queue.until_done(60)
+        assert not await queue.dead_letters()
+        assert bench.texts("broken.pdf")
+
+
+async def test_a_file_that_is_not_what_was_queued_is_not_indexed(bench):
+    bench.write("secret.txt", f"The true text of {bench.index}.")
+    async with bench.connect() as queue:
+        await bench.submit(queue)
+        stored = bench.files.put(bench.folder / "secret.txt")
+        place = bench.services.files / stored.sha256[:2] / stored.sha256
+        place.write_text("A forged text.", encoding="utf-8")
+        async with bench.workers(queue):
+            await queue.until_done(60)
+        (letter,) = await queue.dead_letters()
+        assert "is not what was queued" in letter.reason
+    assert not bench.found()
+
+
+async def test_an_outage_of_the_nim_is_waited_for(bench, servers):
+    fill(bench, 2)
+    async with (
+        bench.connect(ack_wait=1.5) as queue,
+        relay(servers.port_base + 1) as nim,
+        bench.workers(queue, 2, url=f"http://127.0.0.1:{nim.port}/v1") as said,
+        bench.connect() as other,
+    ):
+        await nim.down()
+        await bench.submit(queue)
+        await until(lambda: sum("waiting for it" in line for line in said) == 2)
+        # Longer than a job is lent without a sign of life, and nobody else gets one.
+        assert await other.take(3) is None
+        assert not bench.found()
+        assert (await queue.depth()).working == 2
+        await nim.up()
+        await queue.until_done(60)
+        assert not await queue.dead_letters()
+        assert not any("failed" in line for line in said)
+    assert bench.found() == bench.undisturbed()
+
+
+async def test_a_queue_and_a_store_that_went_away_are_used_again(bench):
+    url = httpx.URL(bench.services.nats_url)
+    bench.write("before.txt", "Before.")
+    async with bench.connect() as queue, relay(url.port) as nats:
+        through = str(url.copy_with(port=nats.port))
+        async with connect(through, name=bench.index) as other, bench.workers(other) as said:
+            await bench.submit(queue)
+            await queue.until_done(60)
+            await nats.down()
+            with psycopg.connect(bench.services.store_url) as server:
+                server.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+                )
+            bench.write("after.txt", "After.")
+            await bench.submit(queue)
+            await asyncio.sleep(1.5)
+            assert not bench.texts("after.txt")
+            await nats.up()
+            await queue.until_done(60)
+            assert bench.texts("after.txt")
+            assert not any("failed" in line for line in said)
+    assert bench.found() == bench.undisturbed()
+
+
+async def test_a_killed_workers_job_is_finished_by_another(bench):
+    bench.write("long.txt", long_text(50))
+    fill(bench, 3)
+    worker = bench.services.start_worker(
+        "--ack-wait=3", name=f"{bench.index}-killed", index=bench.index
+    )
+    async with bench.connect() as queue:
+        await until(lambda: "Ready" in log(bench, f"{bench.index}-killed"))
+        await bench.submit(queue)
+        await until(lambda: _long_in_hand(queue, bench))
+        worker.send_signal(signal.SIGKILL)
+        assert worker.wait(10) == -9
+        assert not bench.texts("long.txt")
+        assert (await queue.depth()).open
+        async with bench.workers(queue) as said:
+            await queue.until_done(90)
+            assert any(line.startswith("long.txt: added") for line in said)
+        assert not await queue.dead_letters()
+    assert bench.found() == bench.undisturbed()
+
+
+async def _long_in_hand(queue: Queue, bench: Bench) -> bool:
+    """Tell whether a worker has claimed the long file."""
+    try:
+        await queue.stream.get_last_msg(
+            queue.stream_name("CLAIMS"), queue.subject("CLAIMS", queue_module.token("long.txt"))
+        )
+    except queue_module.nats.js.errors.NotFoundError:
+        return False
+    return True
+
+
+async def test_sigterm_gives_the_job_back(bench, servers, monkeypatch):
+    async with relay(servers.port_base + 1) as nim:
+        monkeypatch.setenv("COOKBOOK_ENDPOINTS", "self-hosted")
+        monkeypatch.setenv("NIM_EMBEDDING_URL", f"http://127.0.0.1:{nim.port}/v1")
+        name = f"{bench.index}-stopped"
+        # Nobody would get the job within this test if it were not given back.
+        worker = bench.services.start_worker("--ack-wait=600", name=name, index=bench.index)
+        await until(lambda: "Ready" in log(bench, name))
+        fill(bench, 1)
+        await nim.down()
+        async with bench.connect() as queue:
+            await bench.submit(queue)
+            await until(lambda: "waiting for it" in log(bench, name))
+            worker.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(worker.wait, 30) == 0
+            assert "given back" in log(bench, name)
+            assert (await queue.depth()).working == 0
+            async with bench.workers(queue):
+                await queue.until_done(30)
+    assert bench.found() == bench.undisturbed()
+
+
+async def test_sigterm_lets_a_short_job_end(bench):
+    bench.write("long.txt", long_text(20))
+    name = f"{bench.index}-stopped"
+    worker = bench.services.start_worker(name=name, index=bench.index)
+    async with bench.connect() as queue:
+        await bench.submit(queue)
+        await until(lambda: _long_in_hand(queue, bench))
+        worker.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(worker.wait, 60) == 0
+        assert (await queue.depth()).open == 0
+    assert "1 jobs done" in log(bench, name)
+    assert len(bench.found()) == 20
+
+
+async def test_a_set_up_job_ends_when_nothing_is_left(bench):
+    fill(bench, 2)
+    async with bench.connect() as queue:
+        await bench.submit(queue)
+        name = f"{bench.index}-set-up"
+        worker = bench.services.start_worker("--until-empty", name=name, index=bench.index)
+        assert await asyncio.to_thread(worker.wait, 60) == 0
+        assert (await queue.depth()).open == 0
+    assert "2 jobs done" in log(bench, name)
+    assert bench.found() == bench.undisturbed()
+
+
+async def test_a_job_that_kills_its_workers_is_given_up(bench):
+    fill(bench, 1)
+    async with bench.connect(ack_wait=0.5) as queue:
+        await bench.submit(queue)
+        for number in range(3):  # workers that begin and are never heard of again
+            message = await queue.take(10)
+            delivery = Delivery(queue, message, f"victim-{number}")
+            assert await delivery.begin()
+            await delivery.close()
+        async with bench.workers(queue):
+            await queue.until_done(30)
+        (letter,) = await queue.dead_letters()
+    assert [one.worker for one in letter.tries] == ["victim-0", "victim-1", "victim-2"]
+    assert "ended without a word" in letter.reason
+
+
+async def test_a_folder_is_followed(bench):
+    bench.write("here.md", "# Here\n\nFrom the beginning.")
+    bench.write("picture.png", "no text")
+    (bench.folder / ".hidden.md").write_text("# Hidden")
+    async with bench.connect() as queue, bench.workers(queue):
+        said: list[str] = []
+        drop = DropFolder(bench.folder, queue, bench.files, follow_deletions=True, say=said.append)
+        following = asyncio.create_task(drop.follow(every=0.1))
+        try:
+            await until(lambda: bench.texts("here.md"))
+            bench.write("later.txt", "Dropped later.")
+            await until(lambda: bench.texts("later.txt"))
+            bench.write("later.txt", "Dropped later, and changed.")
+            await until(lambda: "changed" in bench.texts("later.txt"))
+            (bench.folder / "here.md").unlink()
+            await until(lambda: not bench.texts("here.md"))
+        finally:
+            following.cancel()
+    assert "picture.png: left out, there is no converter for it" in said
+    assert not any("hidden" in line for line in said)
+
+
+async def test_the_command_shows_and_sends_dead_letters(bench, monkeypatch, capsys):
+    (bench.folder / "empty.txt").write_bytes(b"")
+    monkeypatch.setenv(NATS_URL, bench.services.nats_url)
+    monkeypatch.setenv(INDEX, bench.index)
+    async with bench.connect() as queue:
+        await bench.submit(queue)
+        async with bench.workers(queue):
+            await queue.until_done(30)
+        assert await asyncio.to_thread(queue_module.main, ["dead"]) == 0
+        letter = json.loads(capsys.readouterr().out)
+        assert letter["reason"] == "the file is empty"
+        assert letter["job"]["file"]["size"] == 0
+        assert await asyncio.to_thread(queue_module.main, ["send-again"]) == 0
+        capsys.readouterr()
+        assert await asyncio.to_thread(queue_module.main, ["status"]) == 0
+        assert capsys.readouterr().out.startswith("1 pending")
+
+
+def test_a_table_with_vectors_of_another_length_is_refused(bench):
+    bench.store().close()
+    with pytest.raises(ConfigurationError, match=f"holds vectors of {WIDTH} numbers"):
+        open_store(bench.services.store_url, dimension=WIDTH + 1, index=bench.index)
+
+
+async def test_the_retriever_of_the_store_finds(bench, tmp_path):
+    bench.write("lift.txt", "The lift to the tower is out of order.")
+    bench.write("menu.txt", "Today the kitchen serves lentil soup.")
+    embedder = document_embedder(bench.endpoint)
+    for url in (bench.services.store_url, f"file://{tmp_path}/qdrant"):
+        store = open_store(url, dimension=WIDTH, index=bench.index)
+        indexing.update(
+            store,
+            folder_files(bench.folder),
+            preparation=indexing.preparation(),
+            embedder=embedder,
+        )
+        question = embedder.run([Document(content="elevator broken")])["documents"][0].embedding
+        best = embedding_retriever(store, top_k=1).run(query_embedding=question)["documents"]
+        assert [d.meta["document"] for d in best] == ["lift.txt"]
+        store.close()
+
+
+def test_the_servers_end_with_a_killed_parent(tmp_path):
+    program = (
+        "import json, psutil\n"
+        "from cookbook_services.local import LocalServices\n"
+        "services = LocalServices().start()\n"
+        "children = psutil.Process().children(recursive=True)\n"
+        "pid = (services.folder / 'postgres' / 'postmaster.pid').read_text().split()[0]\n"
+        "pids = [*[child.pid for child in children], int(pid)]\n"
+        "print(json.dumps([str(services.folder), *pids]), flush=True)\n"
+        "input()\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdin is not None and parent.stdout is not None
+    folder, *pids = json.loads(parent.stdout.readline())
+    assert len(set(pids)) >= 3  # their parent, NATS, PostgreSQL
+    try:
+        parent.kill()
+        parent.wait()
+        limit = time.monotonic() + 30
+        while any(psutil.pid_exists(pid) for pid in pids) and time.monotonic() < limit:
+            time.sleep(0.05)
+        assert [pid for pid in pids if psutil.pid_exists(pid)] == []
+    finally:
+        parent.stdin.close()
+        parent.stdout.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.slow
+async def test_five_hundred_files_and_a_killed_worker(bench):
+    fill(bench, 500)
+    names = [f"{bench.index}-{number}" for number in (1, 2)]
+    workers = [
+        bench.services.start_worker("--ack-wait=3", name=name, index=bench.index) for name in names
+    ]
+    async with bench.connect() as queue:
+        await bench.submit(queue)
+        await until(lambda: "added" in log(bench, names[0]) and "added" in log(bench, names[1]))
+        await until(lambda: log(bench, names[0]).count("added") > 50)
+        os.kill(workers[0].pid, signal.SIGKILL)
+        assert (await queue.depth()).open
+        await queue.until_done(120)
+        assert not await queue.dead_letters()
+    found = bench.found()
+    documents = [json.loads(meta)["document"] for _, meta in found.values()]
+    assert sorted(documents) == sorted(f"note-{number}.md" for number in range(500))
+    assert found == bench.undisturbed()

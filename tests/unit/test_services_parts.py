@@ -1,0 +1,314 @@
+"""The queue's parts that need no server: files by hash, outages, settings, errors."""
+
+from __future__ import annotations
+
+import threading
+
+import httpx
+import pytest
+import requests
+from haystack import Document
+
+from cookbook_services import indexer, queue, watch
+from cookbook_services.counting import Count, expose
+from cookbook_services.files import FileStore, StoredFile
+from cookbook_services.local import LocalServices
+from cookbook_services.patience import (
+    BATCH,
+    TRIES,
+    Interrupted,
+    Patience,
+    PatientEmbedder,
+    is_outage,
+    reason,
+)
+from cookbook_services.queue import Depth, Job, place
+from cookbook_services.settings import FILES, INDEX, NATS_URL, STORE_URL, Settings
+from cookbook_services.stores import open_store, store_kind, store_place
+from nim_cookbook.errors import (
+    ConfigurationError,
+    DataError,
+    EndpointUnreachable,
+    PortInUseError,
+)
+from tests.support import free_port_block
+from tests.unit.embedding_double import DIMENSIONS, HashEmbedder
+
+NOBODY = "127.0.0.1:9"  # the discard port: nothing listens
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # no .env file
+    for name in (NATS_URL, STORE_URL, FILES, INDEX):
+        monkeypatch.delenv(name, raising=False)
+
+
+def http_error(status: int) -> Exception:
+    response = requests.Response()
+    response.status_code = status
+    response.url = "http://127.0.0.1:8000/v1/embeddings"
+    response._content = b'{"error": "no"}'
+    try:
+        try:
+            raise requests.HTTPError("bad", response=response)
+        except requests.HTTPError as error:
+            raise ValueError("Failed to query embedding endpoint") from error
+    except ValueError as error:
+        return error
+
+
+# ------------------------------------------------------------------------------------------- files
+
+
+def test_the_same_content_is_one_file(tmp_path):
+    store = FileStore(tmp_path / "files")
+    for name in ("a.txt", "b.md"):
+        (tmp_path / name).write_text("the same")
+    one, other = (store.put(tmp_path / name) for name in ("a.txt", "b.md"))
+    assert one == other
+    assert one.size == 8
+    assert [path.name for path in (tmp_path / "files").rglob("*") if path.is_file()] == [one.sha256]
+    with store.fetched(one, "b.md") as path:
+        assert (path.name, path.read_text()) == ("b.md", "the same")
+    assert not path.exists()
+
+
+def test_a_cut_off_copy_is_written_anew(tmp_path):
+    store = FileStore(tmp_path / "files")
+    (tmp_path / "a.txt").write_text("all of it")
+    stored = store.put(tmp_path / "a.txt")
+    place = tmp_path / "files" / stored.sha256[:2] / stored.sha256
+    place.write_text("all")
+    store.put(tmp_path / "a.txt")
+    assert place.read_text() == "all of it"
+
+
+def test_a_fetched_file_stays_in_its_folder(tmp_path):
+    store = FileStore(tmp_path / "files")
+    (tmp_path / "a.txt").write_text("text")
+    stored = store.put(tmp_path / "a.txt")
+    for name in ("../../escape.txt", "..\\escape.txt", "/etc/escape.txt"):
+        with store.fetched(stored, name) as path:
+            assert path.name == "escape.txt"
+            assert path.parent.name.startswith("cookbook-file-")
+
+
+def test_wrong_files_are_refused(tmp_path):
+    store = FileStore(tmp_path / "files")
+    with pytest.raises(DataError, match="cannot be read"):
+        store.put(tmp_path / "missing.txt")
+    with (
+        pytest.raises(DataError, match="is not in the file store"),
+        store.fetched(StoredFile("0" * 64, 1), "a.txt"),
+    ):
+        pass
+    with pytest.raises(DataError, match="not a SHA-256"), store.fetched(StoredFile("../x", 1), "a"):
+        pass
+    with pytest.raises(ConfigurationError, match="COOKBOOK_FILES"):
+        FileStore("nosuchscheme://bucket")
+
+
+# ---------------------------------------------------------------------------------------- patience
+
+
+@pytest.mark.parametrize(
+    ("status", "outage"), [(500, True), (429, True), (401, True), (400, False)]
+)
+def test_what_is_an_outage(status, outage):
+    assert is_outage(http_error(status)) is outage
+    assert reason(http_error(status)).startswith(
+        f"http://127.0.0.1:8000/v1/embeddings answered {status}"
+    )
+
+
+def test_no_connection_is_an_outage_and_a_bug_is_none():
+    with pytest.raises(requests.ConnectionError) as raised:
+        requests.get(f"http://{NOBODY}", timeout=5)
+    assert is_outage(raised.value)
+    assert "cannot be reached" in reason(raised.value)
+    assert not is_outage(KeyError("x"))
+
+
+def test_an_outage_is_waited_for(monkeypatch):
+    monkeypatch.setattr("cookbook_services.patience.FIRST_WAIT", 0.001)
+    said: list[str] = []
+    outages = iter([http_error(503)] * (3 * TRIES))
+    probes = iter([http_error(503), None] * (3 * TRIES))
+
+    def call() -> str:
+        if error := next(outages, None):
+            raise error
+        return "done"
+
+    def probe() -> None:
+        if error := next(probes):
+            raise error
+
+    assert Patience(threading.Event(), said.append).call("The NIM", call, probe) == "done"
+    assert len(said) == 2 * 3 * TRIES
+
+
+def test_a_call_that_fails_beside_a_working_endpoint_is_a_failure(monkeypatch):
+    monkeypatch.setattr("cookbook_services.patience.FIRST_WAIT", 0.001)
+    calls: list[int] = []
+
+    def call() -> None:
+        calls.append(1)
+        raise http_error(500)
+
+    with pytest.raises(ValueError, match="Failed to query"):
+        Patience(threading.Event()).call("The NIM", call, lambda: None)
+    assert len(calls) == TRIES
+
+
+def test_a_stop_ends_the_wait_and_the_work():
+    stop = threading.Event()
+
+    def probe() -> None:
+        stop.set()
+        raise http_error(503)
+
+    def call() -> None:
+        raise http_error(503)
+
+    with pytest.raises(Interrupted):
+        Patience(stop).call("The NIM", call, probe)
+    with pytest.raises(Interrupted):
+        Patience(stop).call("The NIM", lambda: None, probe)
+
+
+def test_a_long_file_can_be_interrupted_between_batches():
+    stop = threading.Event()
+
+    class Stopping(HashEmbedder):
+        def run(self, documents):
+            stop.set()
+            return super().run(documents)
+
+    inner = Stopping()
+    with pytest.raises(Interrupted):
+        PatientEmbedder(inner, Patience(stop)).run(
+            [Document(content=str(number)) for number in range(3 * BATCH)]
+        )
+    assert len(inner.texts) == BATCH
+
+
+# -------------------------------------------------------------------------------- jobs and settings
+
+
+def test_a_job_survives_its_message():
+    job = Job("a/b.pdf", "b.pdf", StoredFile("0" * 64, 3), {"title": "Ünïcode"}, "now")
+    assert Job.decoded(job.encoded()) == job
+    assert job.action == "index"
+    gone = Job("a/b.pdf")
+    assert Job.decoded(gone.encoded()) == gone
+    assert gone.action == "remove"
+    for body in (b"{}", b"[]", b"no", b'{"file": null, "other": 1}'):
+        with pytest.raises(DataError, match="is no job"):
+            Job.decoded(body)
+
+
+def test_a_depth_in_words():
+    depth = Depth(at=0, pending=3, working=1, waiting=2, dead=4)
+    assert depth.open == 6
+    assert str(depth) == "3 pending, 1 being worked on, 2 waiting for another try, 4 dead"
+
+
+def test_settings_hide_their_secrets(monkeypatch):
+    monkeypatch.setenv(NATS_URL, "nats://secret@localhost:4222")
+    monkeypatch.setenv(STORE_URL, "postgresql://user:secret@localhost/db")
+    settings = Settings.from_environment()
+    assert settings.require(STORE_URL).endswith("/db")
+    assert "secret" not in repr(settings)
+    assert place(settings.nats_url) == "nats://localhost:4222"
+    assert store_place(settings.store_url) == "postgresql://localhost/db"
+    with pytest.raises(ConfigurationError, match="COOKBOOK_FILES is not set"):
+        settings.require(FILES)
+
+
+def test_which_store_a_url_means():
+    assert store_kind("postgresql://h/db") == store_kind("postgres://h/db") == "pgvector"
+    assert store_kind("https://qdrant:6333") == "qdrant"
+    assert store_kind("file:///tmp/x") == "embedded qdrant"
+    for url in ("mysql://user:secret@h/db", "http://user:secret@h:6333", "nonsense"):
+        with pytest.raises(ConfigurationError) as raised:
+            store_kind(url)
+        assert "secret" not in str(raised.value)
+
+
+def test_a_store_that_is_away_is_one_sentence():
+    for url in (f"postgresql://user:secret@{NOBODY}/db", f"http://{NOBODY}"):
+        with pytest.raises(EndpointUnreachable, match="does not answer") as raised:
+            open_store(url, dimension=3)
+        assert "secret" not in str(raised.value)
+        assert "\n" not in str(raised.value)
+    with pytest.raises(ConfigurationError, match="COOKBOOK_INDEX"):
+        open_store("file:///tmp/x", dimension=3, index="No Name!")
+
+
+def test_a_serialised_store_names_the_variable_and_holds_no_password(monkeypatch):
+    monkeypatch.setenv(STORE_URL, f"postgresql://user:secret@{NOBODY}/db")
+    store = open_store(dimension=3, set_up=False)
+    assert "secret" not in str(store.to_dict())
+    assert STORE_URL in str(store.to_dict())
+
+
+def test_the_length_of_vectors():
+    assert indexer.dimension(HashEmbedder()) == DIMENSIONS
+
+    class Away(HashEmbedder):
+        def run(self, documents):
+            raise http_error(503)
+
+    with pytest.raises(EndpointUnreachable, match="answered 503"):
+        indexer.dimension(Away(), wait=0)
+
+
+def test_a_workers_metrics_follow_its_count():
+    port = free_port_block(1)
+    count = Count()
+    expose(count, "127.0.0.1", port)
+    count.done = 3
+    with httpx.Client(trust_env=False) as client:
+        text = client.get(f"http://127.0.0.1:{port}/metrics").text
+    assert 'cookbook_indexer_jobs_total{outcome="done"} 3.0' in text
+    with pytest.raises(PortInUseError, match="--metrics-port"):
+        expose(count, "127.0.0.1", port)
+
+
+# ------------------------------------------------------------------------------------ the commands
+
+
+@pytest.mark.parametrize("module", [indexer, queue, watch])
+def test_help(module, capsys):
+    with pytest.raises(SystemExit) as raised:
+        module.main(["--help"])
+    assert raised.value.code == 0
+    assert f"python -m {module.__name__}" in capsys.readouterr().out
+
+
+def test_each_missing_service_is_one_sentence(monkeypatch, tmp_path, capsys):
+    def error_of(status: int) -> str:
+        assert status == 2
+        said = capsys.readouterr().err
+        assert said.startswith("Error: ")
+        assert said.count("\n") == 1
+        assert "secret" not in said
+        return said
+
+    monkeypatch.setenv(NATS_URL, f"nats://secret@{NOBODY}")
+    assert STORE_URL in error_of(indexer.main([]))
+    monkeypatch.setenv(STORE_URL, "postgresql://localhost/db")
+    assert FILES in error_of(indexer.main([]))
+    monkeypatch.setenv(FILES, str(tmp_path / "files"))
+    assert f"nats://{NOBODY} cannot be used" in error_of(indexer.main(["--wait=0.2"]))
+    assert f"nats://{NOBODY} cannot be used" in error_of(watch.main([".", "--once", "--wait=0.2"]))
+
+
+def test_local_services_that_cannot_start_say_why(monkeypatch, tmp_path):
+    (tmp_path / "nats").write_text("a file where a folder should be")
+    services = LocalServices(tmp_path)
+    with pytest.raises(EndpointUnreachable, match="did not start"):
+        services.start()
+    services.stop()

@@ -1,0 +1,40 @@
+"""A child process ends when its standard input does, so nothing outlives the notebook above it.
+
+That holds however the notebook ends, also by `kill -9`: the system then closes the pipe.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+
+#: Seconds that a child has to stop.
+STOP_SECONDS = 20.0
+#: The option with which a service of ours is started as such a child.
+OPTION = "--stop-with-stdin"
+
+
+def stop_with_stdin(stop: Callable[[], object]) -> None:
+    """Call `stop`, from a thread, when standard input ends."""
+
+    def wait() -> None:
+        sys.stdin.buffer.read()
+        stop()
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def end(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
+    """End a child by closing its input, by a signal, or by force."""
+    if process.poll() is None:
+        process.terminate()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            stream.close()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
