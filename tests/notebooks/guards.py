@@ -35,6 +35,8 @@ MOST_WRONG_REFUSALS_BY_MODEL = 0.15
 SAME_ON_NIM = 0.9  # of the answers: 11 of 12
 WRONGLY_REFUSED = 0.1
 SAME_VECTOR = 1e-6
+# Without a token, without, without; deploy with it; another origin; a probe; a search.
+SERVICE_ANSWERS = [401, 401, 401, 404, 400, 200, 200]
 NAMED = re.compile(r"\((?:local stand-in|self-hosted|hosted by NVIDIA)\)")
 URL_LINE = re.compile(r"\.(?:api_url|api_base_url)$")
 # Between NVIDIA's hosts and containers of one's own, these may differ too.
@@ -337,6 +339,64 @@ def _measured_05(notebook: NotebookNode) -> Iterator[str]:
         yield "the chat NIM does not answer as the Gradient server does"
 
 
+def serve_with_hayhooks(notebook: NotebookNode) -> Iterator[str]:
+    """Recipe 06: served behind a token, and nothing lost when a worker is killed."""
+    if not text(notebook, "keys").startswith("keys of this environment that are in the file: none"):
+        yield "the pipeline's file holds a key"
+    if "'subprocess'" not in text(notebook, "allowed"):
+        yield "a class from another module was loaded"
+    if any(row["in search.yaml"] == row["loaded"] for row in rows(notebook, "targets")[1:2]):
+        yield "the loaded pipeline has the store of the file"
+    if text(notebook, "start").count("'ready'") != 4:
+        yield "the query service is not ready"
+    statuses = [int(row["status"]) for row in rows(notebook, "doors")]
+    if statuses != SERVICE_ANSWERS:
+        yield f"the service lets the wrong ones in: {statuses}"
+    yield from _uploaded(notebook)
+    yield from _queued(notebook)
+    counted = text(notebook, "metrics")
+    for route, status in (("/ask/run", 200), ("refused", 401), ("/v1/files", 200)):
+        if f'route="{route}",status="{status}"' not in counted:
+            yield f"the metrics do not count {route} {status}"
+    spans = ("text_embedder", "retriever", "ranker", "the whole run")
+    if not all(name in _alt(notebook, "spans") for name in spans):
+        yield "a span is missing"
+    if any(float(m.value) <= 0 for m in measures(notebook)) or len(measures(notebook)) != 4:
+        yield "something was not measured"
+    yield from _weights_named(notebook, "connect", "targets", "openai", "spans", "depth", "same")
+
+
+def _uploaded(notebook: NotebookNode) -> Iterator[str]:
+    name = "uploads/sheet-hr-210.pdf"
+    if "1 pending" not in text(notebook, "upload"):
+        yield "the uploaded file is not in the queue"
+    if f"{name}: added" not in text(notebook, "indexer"):
+        yield "the uploaded file was not indexed"
+    by_curl = text(notebook, "curl")
+    if '"refused": false' not in by_curl or f'"citation": "{name}' not in by_curl:
+        yield f"curl gets no answer from the uploaded file: {by_curl[:200]}"
+    by_openai = text(notebook, "openai")
+    pieces = re.search(r"in (\d+) pieces: ", by_openai)
+    if pieces is None or int(pieces[1]) < 4 or f"[1] {name}" not in by_openai:
+        yield f"OpenAI's client gets no stream with its source: {by_openai[:200]}"
+
+
+def _queued(notebook: NotebookNode) -> Iterator[str]:
+    drawn = text(notebook, "depth")
+    if drawn.count(" 0 left after ") != 3 or "kill -9 in workers_4" not in drawn:
+        yield f"not every run came to its end, or none was killed: {drawn[-400:]}"
+    table = rows(notebook, "same")
+    if any((row["same ids"], row["same content"]) != ("yes", "yes") for row in table):
+        yield f"a run lost or changed passages: {table}"
+    if len({row["passages"] for row in table}) != 1 or int(table[0]["passages"]) < 300:
+        yield f"passages are missing: {table}"
+    dead = rows(notebook, "dead")
+    if [row["try"] for row in dead] != ["1", "2", "3"]:
+        yield f"the broken file was not given up after three tries: {dead}"
+    if not all("cannot be read as a PDF" in row["reason"] for row in dead):
+        yield f"the dead letter does not say why: {dead}"
+
+
 def _alt(notebook: NotebookNode, tag: str) -> str:
     return text(notebook, tag) + html(notebook, tag)
 
@@ -348,6 +408,7 @@ GUARDS: dict[str, Guard] = {
     "03": pdf_to_qdrant,
     "04": hybrid_retrieval,
     "05": gradient_notion,
+    "06": serve_with_hayhooks,
 }
 
 

@@ -258,6 +258,7 @@ class Ask(BasePipelineWrapper):
             "created_at": int(time.time()),
             "filename": name,
             "purpose": purpose,
+            "status": "uploaded",  # Hayhooks would say "processed"
         }
 
 
