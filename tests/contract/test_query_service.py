@@ -21,6 +21,7 @@ from cookbook_services.files import FileStore
 from cookbook_services.local import LocalServices
 from cookbook_services.queue import Job, connect
 from nim_cookbook.answering import REFUSAL
+from nim_cookbook.data import data_path
 from tests.query_service import (
     TOKEN,
     Tap,
@@ -295,6 +296,21 @@ def test_an_uploaded_file_is_stored_and_queued(
     assert job.file is not None
     with FileStore(services.files).fetched(job.file, job.name) as path:
         assert path.read_bytes() == content
+
+
+def test_an_uploaded_pdf_is_asked_about_a_moment_later(
+    client: httpx.Client, services: LocalServices
+) -> None:
+    pdf = data_path("company/pdf/sheet-hr-210.pdf")
+    sent = {"file": (pdf.name, pdf.read_bytes(), "application/pdf")}
+    answer = client.post("/v1/files", files=sent, data={"purpose": "assistants"})
+    assert (answer.status_code, answer.json()["status"]) == (200, "uploaded")
+    worker = services.start_worker("--until-empty")
+    assert worker.wait(60) == 0
+    asked = client.post("/ask/run", json={"question": "How long is the warranty on an HR-210?"})
+    result = asked.json()["result"]
+    assert "30 months" in result["answer"]
+    assert result["sources"][0]["citation"] == "uploads/sheet-hr-210.pdf, p. 1"
 
 
 async def next_job(services: LocalServices) -> Job:

@@ -29,8 +29,12 @@ NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("[0-9]*.ipynb"))
 # wheel brings all they need, they run up to the cell with this tag, and then import the rest.
 ENOUGH = {"03": "first-index", "04": "index"}
 
-# It trains, with packages of an extra which this environment leaves out.
-TRAINS = "05"
+# These need packages of an extra, which this environment leaves out: recipe, the cell at which it
+# stops, and what it says there.
+STOPS = {
+    "05": ("adapter", "Training needs", "torch, peft, transformers", "finetune"),
+    "06": ("connect", "There is no nats-server", "did not start", "serve"),
+}
 
 # What pip says when no package index can be reached at all.
 OFFLINE = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ProxyError")
@@ -134,7 +138,9 @@ def desk(tmp_path: Path) -> Desk:
 
 
 @pytest.mark.parametrize(
-    "notebook", [path for path in NOTEBOOKS if path.stem[:2] != TRAINS], ids=lambda path: path.stem
+    "notebook",
+    [path for path in NOTEBOOKS if path.stem[:2] not in STOPS],
+    ids=lambda path: path.stem,
 )
 def test_runs_alone(notebook: Path, environment: Path, desk: Desk):
     number = notebook.stem[:2]
@@ -146,18 +152,21 @@ def test_runs_alone(notebook: Path, environment: Path, desk: Desk):
         assert check(number, executed) == []
 
 
-def test_training_without_its_packages_says_what_to_install(environment: Path, desk: Desk):
-    (notebook,) = [path for path in NOTEBOOKS if path.stem[:2] == TRAINS]
+@pytest.mark.parametrize("number", STOPS)
+def test_without_its_packages_a_recipe_says_what_to_install(
+    number: str, environment: Path, desk: Desk
+):
+    tag, says, also, extra = STOPS[number]
+    (notebook,) = [path for path in NOTEBOOKS if path.stem[:2] == number]
     content = nbformat.read(notebook, as_version=4)
-    end = next(
-        n for n, cell in enumerate(content.cells) if "adapter" in cell.metadata.get("tags", ())
-    )
+    end = next(n for n, cell in enumerate(content.cells) if tag in cell.metadata.get("tags", ()))
     content.cells = content.cells[: end + 1]
     nbformat.write(content, desk.folder / notebook.name)
+    desk.environ["PATH"] = os.defpath  # no program of this environment
     done = desk.execute(environment)
     assert done.returncode != 0
-    assert "create_model_adapter(" in done.stdout, "it stopped at another cell"
-    (sentence,) = {line for line in done.stdout.splitlines() if "Training needs" in line}
-    assert "torch, peft, transformers" in sentence
-    assert 'pip install "nim-rag-cookbook[finetune]"' in sentence
-    assert "Traceback" not in done.stdout.split(content.cells[end].source)[-1]
+    (sentence,) = {line for line in done.stdout.splitlines() if says in line and also in line}
+    assert f'pip install "nim-rag-cookbook[{extra}]"' in sentence
+    after = done.stdout.split(content.cells[end].source)
+    assert len(after) > 1, "it stopped at another cell"
+    assert "Traceback" not in after[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 
 import httpx
@@ -306,9 +307,12 @@ def test_each_missing_service_is_one_sentence(monkeypatch, tmp_path, capsys):
     assert f"nats://{NOBODY} cannot be used" in error_of(watch.main([".", "--once", "--wait=0.2"]))
 
 
-def test_local_services_that_cannot_start_say_why(monkeypatch, tmp_path):
+@pytest.mark.parametrize("temporary", [True, False])
+def test_local_services_that_cannot_start_say_why(temporary, monkeypatch, tmp_path):
     (tmp_path / "nats").write_text("a file where a folder should be")
-    services = LocalServices(tmp_path)
-    with pytest.raises(EndpointUnreachable, match="did not start"):
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda prefix: str(tmp_path))
+    services = LocalServices(None if temporary else tmp_path)
+    with pytest.raises(EndpointUnreachable, match=r"did not start: .*File exists"):
         services.start()
     services.stop()
+    assert tmp_path.exists() != temporary

