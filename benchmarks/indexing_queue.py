@@ -32,7 +32,7 @@ from timing import spread
 from cookbook_services.files import FileStore
 from cookbook_services.indexer import dimension, document_embedder
 from cookbook_services.intake import submit_all
-from cookbook_services.local import LocalServices
+from cookbook_services.local import LocalServices, endpoint_settings
 from cookbook_services.queue import Queue, connect, token
 from cookbook_services.stores import open_store
 from nim_cookbook import endpoints, indexing
@@ -53,19 +53,13 @@ def write_files(folder: Path, count: int) -> None:
         (folder / f"note-{number}.md").write_text(text, encoding="utf-8")
 
 
-async def ready(services: LocalServices, names: list[str]) -> None:
-    """Wait until workers have started."""
-    while not all("Ready" in (services.folder / f"{n}.log").read_text("utf-8") for n in names):
-        await asyncio.sleep(0.05)
-
-
 async def one_round(services: LocalServices, folder: Path, workers: int, index: str) -> float:
     """Index the folder with some workers; return files per second."""
     sources = folder_files(folder)
     names = [f"{index}-{number}" for number in range(workers)]
     processes = [services.start_worker(name=name, index=index) for name in names]
     try:
-        await ready(services, names)
+        await asyncio.to_thread(services.wait_for_workers)
         async with connect(services.nats_url, name=index) as queue:
             # Conversion imports what it needs at the first file.
             await warm(queue, services, workers)
@@ -89,9 +83,10 @@ async def warm(queue: Queue, services: LocalServices, workers: int) -> None:
         await queue.until_done(every=0.05)
 
 
-def without_queue(services: LocalServices, folder: Path, index: str) -> float:
+def without_queue(
+    services: LocalServices, api: endpoints.Endpoints, folder: Path, index: str
+) -> float:
     """Index the folder in this process; return files per second."""
-    api = endpoints.connect("nim")
     embedder = document_embedder(api.embedding)
     store = open_store(services.store_url, dimension=dimension(embedder), index=index)
     preparation = indexing.preparation()
@@ -109,7 +104,7 @@ async def recovery(services: LocalServices, ack_wait: float, index: str) -> dict
     names = [f"{index}-{number}" for number in range(2)]
     option = f"--ack-wait={ack_wait}"
     both = [services.start_worker(option, name=name, index=index) for name in names]
-    await ready(services, names)
+    await asyncio.to_thread(services.wait_for_workers)
     with tempfile.TemporaryDirectory() as name:
         words = " ".join(f"Lamp {number} is green." for number in range(LONG * 20))
         Path(name, "long.txt").write_text(words, encoding="utf-8")
@@ -142,11 +137,12 @@ async def claimed_by(queue: Queue, document: str) -> str:
     return (found.data or b"").decode()
 
 
-async def measure(options: argparse.Namespace) -> dict[str, object]:
+async def measure(options: argparse.Namespace, api: endpoints.Endpoints) -> dict[str, object]:
     """Run all measurements."""
     rates: dict[int, list[float]] = {count: [] for count in options.workers}
     plain: list[float] = []
-    with tempfile.TemporaryDirectory() as name, LocalServices() as services:
+    settings = endpoint_settings(api)
+    with tempfile.TemporaryDirectory() as name, LocalServices(settings=settings) as services:
         write_files(Path(name), options.files)
         for number in range(options.rounds):
             for count in options.workers:
@@ -154,7 +150,9 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
                     await one_round(services, Path(name), count, f"w{count}_{number}")
                 )
                 say(f"  round {number + 1}, {count} workers: {rates[count][-1]:.1f} files/s")
-            plain.append(await asyncio.to_thread(without_queue, services, Path(name), f"p{number}"))
+            plain.append(
+                await asyncio.to_thread(without_queue, services, api, Path(name), f"p{number}")
+            )
             say(f"  round {number + 1}, without the queue: {plain[-1]:.1f} files/s")
         recovered = []
         for number in range(options.rounds):
@@ -188,7 +186,7 @@ def main() -> int:
     api = endpoints.connect("nim")
     try:
         results: dict[str, object] = {"weights": api.embedding.weights}
-        results |= asyncio.run(measure(options))
+        results |= asyncio.run(measure(options, api))
     finally:
         api.close()
     print(json.dumps(results, indent=2))

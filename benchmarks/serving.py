@@ -20,9 +20,9 @@ One run on two cores that did nothing else, on 40 documents, with `--seconds 8 -
 | ask-sync | 1 | 7 | 0.8 | 1172 | 2419 |
 | ask-sync | 8 | 16 | 0.9 | 7382 | 13925 |
 
-The local models take the cores, so the processor is the limit and a thread a request costs less than
-the event loop; NVIDIA's embedder and ranker know no `await` and take threads in both. Awaiting pays
-where requests wait for a NIM elsewhere.
+The local models take the cores, so the processor is the limit and a thread a request costs less
+than the event loop; NVIDIA's embedder and ranker know no `await` and take threads in both. Awaiting
+pays where requests wait for a NIM elsewhere.
 """
 
 from __future__ import annotations
@@ -31,8 +31,6 @@ import argparse
 import asyncio
 import os
 import secrets
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -43,7 +41,7 @@ import httpx
 import numpy as np
 
 from cookbook_services.indexer import dimension, document_embedder
-from cookbook_services.local import LocalServices
+from cookbook_services.local import LocalServices, endpoint_settings
 from cookbook_services.stores import open_store
 from nim_cookbook import endpoints, indexing
 from nim_cookbook.corpus import company_files, load_company
@@ -52,7 +50,6 @@ WRAPPERS = {"search": "Search", "search-sync": "SearchSync", "ask": "Ask", "ask-
 #: Requests that one measurement makes at most; answers take long on a small machine.
 MOST = {"search": 400, "ask": 40}
 DOCUMENTS = 40
-PORT = 14160
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,32 +118,18 @@ def main() -> int:
     options = parser.parse_args()
     api = endpoints.connect()
     token = secrets.token_hex(32)
+    settings = endpoint_settings(api) | {"COOKBOOK_SERVICE_TOKEN": token}
     questions = [query.question for query in load_company().split("dev")[:50]]
-    with tempfile.TemporaryDirectory() as folder, LocalServices() as local:
+    with tempfile.TemporaryDirectory() as folder, LocalServices(settings=settings) as local:
         _index(local, api)
-        service = subprocess.Popen(
-            [sys.executable, "-m", "cookbook_services.app", "--port", str(PORT)],
-            env={
-                **os.environ,
-                **local.environment(),
-                "COOKBOOK_SERVICE_TOKEN": token,
-                "COOKBOOK_WRAPPERS": str(_wrappers(Path(folder, "wrappers"))),
-            },
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            url = f"http://127.0.0.1:{PORT}"
-            _wait(url, service)
-            print("| pipeline | clients | requests | requests/s | median, ms | p95, ms |")
-            print("|---|---|---|---|---|---|")
-            for name in options.pipelines:
-                for clients in options.clients:
-                    row = measure(name, clients, options.seconds, url, token, questions)
-                    print(asyncio.run(row), flush=True)
-        finally:
-            service.terminate()
-            service.wait(30)
+        wrappers = str(_wrappers(Path(folder, "wrappers")))
+        url = local.start_service("app", COOKBOOK_WRAPPERS=wrappers).url
+        print("| pipeline | clients | requests | requests/s | median, ms | p95, ms |")
+        print("|---|---|---|---|---|---|")
+        for name in options.pipelines:
+            for clients in options.clients:
+                row = measure(name, clients, options.seconds, url, token, questions)
+                print(asyncio.run(row), flush=True)
     print(f"\nNiceness {os.nice(0)}, {os.cpu_count()} cores; {api.weights}")
     return 0
 
@@ -167,19 +150,6 @@ def _wrappers(folder: Path) -> Path:
             encoding="utf-8",
         )
     return folder
-
-
-def _wait(url: str, service: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
-        try:
-            if httpx.get(f"{url}/health/ready", trust_env=False).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        if service.poll() is not None:
-            break
-        time.sleep(0.2)
-    raise SystemExit("The query service did not start.")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import openai
 import pytest
 
 from cookbook_services.files import FileStore
-from cookbook_services.local import LocalServices
+from cookbook_services.local import LocalServices, Module
 from cookbook_services.queue import Job, connect
 from nim_cookbook.answering import REFUSAL
 from nim_cookbook.data import data_path
@@ -407,3 +407,13 @@ def test_no_start_with_a_setting_that_is_not_safe(
     assert sentence in ended.stderr
     assert "Traceback" not in ended.stderr
     assert json.dumps(TOKEN) not in ended.stderr
+
+
+@pytest.mark.parametrize("module", ["app", "chat"])
+def test_a_stopped_service_leaves_no_folder(
+    module: Module, services: LocalServices, servers: Servers, tmp_path: Path
+) -> None:
+    settings = environment(services, servers, TMPDIR=str(tmp_path))
+    with running(services, settings, module=module):
+        assert list(tmp_path.glob("cookbook-*"))
+    assert not list(tmp_path.glob("cookbook-*"))

@@ -33,7 +33,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from cookbook_services.children import OPTION, stop_with_stdin
+from cookbook_services.children import OPTION, exit_on_sigterm, stop_with_stdin
 from cookbook_services.serving import OTLP, ServingSettings
 from nim_cookbook.errors import ConfigurationError, CookbookError
 
@@ -164,6 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
     parser.add_argument(OPTION, action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    exit_on_sigterm()
     if options.stop_with_stdin:
         stop_with_stdin(lambda: os.kill(os.getpid(), signal.SIGTERM))
     try:

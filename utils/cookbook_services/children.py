@@ -6,6 +6,7 @@ That holds however the notebook ends, also by `kill -9`: the system then closes 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -27,6 +28,15 @@ def stop_with_stdin(stop: Callable[[], object]) -> None:
         stop()
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def exit_on_sigterm() -> None:
+    """Let SIGTERM raise SystemExit, so that what is to be cleaned up is.
+
+    uvicorn ends its server at SIGTERM and then raises the signal anew; without this the process
+    would die of it, and leave its temporary folder.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
 
 def end(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
