@@ -27,12 +27,12 @@ LINT: tuple[tuple[str, ...], ...] = (
     (PYTHON, "-m", "mypy"),
 )
 # Unit tests share nothing, so they run on all cores. The others share one local server, which
-# generates on one thread and leaves a core now and then: three at a time, and no file of the
-# contract tests is split where its tests share something.
+# generates on one thread. Contract tests wait a good deal, so three run at a time, and no file is
+# split. Of the recipes, one trains and gives way to whatever else runs: two at a time.
 SUITES: dict[str, tuple[str, ...]] = {
     "unit": (*PYTEST, "tests/unit", "-n", "auto"),
     "contract": (*PYTEST, "tests/contract", "-n", "3", "--dist", "loadfile"),
-    "notebooks": (*PYTEST, "tests/notebooks", "-n", "3", "--dist", "loadgroup"),
+    "notebooks": (*PYTEST, "tests/notebooks", "-n", "2", "--dist", "loadgroup"),
 }
 # What the recipes call is covered by the tests before them.
 TRACED_SUITES = ("unit", "contract")

@@ -29,6 +29,7 @@ LONGEST_FIRST = [
 TIMEOUT = 600  # seconds a cell
 
 
+@pytest.mark.timeout(2 * TIMEOUT)  # for whole recipes on a busy machine
 @pytest.mark.parametrize("path", LONGEST_FIRST, ids=lambda path: path.stem)
 def test_recipe(path: Path, servers: Servers):
     result = NotebookRun(path, default_timeout=TIMEOUT).execute()

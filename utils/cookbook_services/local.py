@@ -120,7 +120,10 @@ class LocalServices:
         self.files.mkdir(parents=True, exist_ok=True)
         with (self.folder / "servers.log").open("ab") as log:
             self._servers = subprocess.Popen(
-                [sys.executable, "-P", "-m", __name__, str(self.folder), OPTION],
+                [
+                    *(sys.executable, "-P", "-m", __name__, str(self.folder), OPTION),
+                    *(("--temporary",) if self._temporary else ()),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -424,6 +427,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path, help="for the data")
     parser.add_argument(OPTION, action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--temporary", action="store_true", help="delete the folder at the end")
     options = parser.parse_args(arguments)
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -435,6 +439,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CookbookError as error:
         print(f"Error: {error}", file=sys.stderr, flush=True)
         return 2
+    if options.temporary:  # here, for the process above may have been killed
+        shutil.rmtree(options.folder, ignore_errors=True)
     return 0
 
 
