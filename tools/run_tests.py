@@ -28,11 +28,17 @@ LINT: tuple[tuple[str, ...], ...] = (
 )
 # Unit tests share nothing, so they run on all cores. The others share one local server, which
 # generates on one thread. Contract tests wait a good deal, so three run at a time, and no file is
-# split. Of the recipes, one trains and gives way to whatever else runs: two at a time.
+# split. The recipe that trains runs by itself: PyTorch's threads wait for each other, and beside
+# another recipe a step that takes four seconds took twenty-seven.
+TRAINING = "tests/notebooks/test_recipes.py::test_recipe[05_gradient_notion]"
 SUITES: dict[str, tuple[str, ...]] = {
     "unit": (*PYTEST, "tests/unit", "-n", "auto"),
     "contract": (*PYTEST, "tests/contract", "-n", "3", "--dist", "loadfile"),
-    "notebooks": (*PYTEST, "tests/notebooks", "-n", "2", "--dist", "loadgroup"),
+    "training": (*PYTEST, TRAINING),
+    "notebooks": (
+        *(*PYTEST, "tests/notebooks", f"--deselect={TRAINING}"),
+        *("-n", "2", "--dist", "loadgroup"),
+    ),
 }
 # What the recipes call is covered by the tests before them.
 TRACED_SUITES = ("unit", "contract")
@@ -56,9 +62,6 @@ def run_phase(name: str, traced: bool, pytest_arguments: Sequence[str]) -> bool:
     """
     if name == "lint":
         return all([run(command) == 0 for command in LINT])  # a list: each of them, always
-    if not (ROOT / "tests" / name).is_dir():
-        print(f"tests/{name} is not there: nothing to run")
-        return False
     tracing = TRACED if traced else ()
     code = run([*SUITES[name], *tracing, *pytest_arguments])
     selected = bool(pytest_arguments)
