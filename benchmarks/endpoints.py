@@ -23,7 +23,7 @@ from pathlib import Path
 
 import httpx
 import xllamacpp
-from timing import seconds, spread
+from timing import report, seconds, spread
 
 from local_endpoints.engines.chat import default_threads
 from local_endpoints.engines.encoder import TOKEN_BUDGET, Encoder
@@ -141,9 +141,7 @@ def main() -> int:
         "embedding": embedding(nim, options.rounds),
         "chat": chat(nim, options.rounds),
     }
-    print(json.dumps(results, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    report(results, options.json)
     nim.close()
     sys.stdout.flush()
     os._exit(0)  # llama.cpp's threads may still wind down

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import statistics
 import sys
 import tempfile
@@ -27,7 +26,7 @@ import time
 from pathlib import Path
 
 from nats.js.errors import NotFoundError
-from timing import spread
+from timing import report, spread
 
 from cookbook_services.files import FileStore
 from cookbook_services.indexer import dimension, document_embedder
@@ -189,9 +188,7 @@ def main() -> int:
         results |= asyncio.run(measure(options, api))
     finally:
         api.close()
-    print(json.dumps(results, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    report(results, options.json)
     return 0
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -21,3 +23,11 @@ def spread(values: list[float]) -> dict[str, float]:
         "median": round(statistics.median(values), 3),
         "max": round(max(values), 3),
     }
+
+
+def report(results: Mapping[str, object], path: Path | None) -> None:
+    """Print results as JSON, and write them to a file if one is wanted."""
+    text = json.dumps(results, indent=2)
+    print(text)
+    if path:
+        path.write_text(text + "\n", encoding="utf-8")

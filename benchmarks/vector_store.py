@@ -42,7 +42,7 @@ from haystack.utils import Secret
 from haystack_integrations.components.embedders.nvidia import NvidiaDocumentEmbedder
 from haystack_integrations.components.retrievers.qdrant import QdrantEmbeddingRetriever
 from haystack_integrations.document_stores.qdrant import QdrantDocumentStore
-from timing import seconds, spread
+from timing import report, seconds, spread
 
 from nim_cookbook import endpoints, indexing
 from nim_cookbook.corpus import company_files, load_company
@@ -368,9 +368,7 @@ def main() -> int:
         results["stopped"] = True
     finally:
         api.close()
-    print(json.dumps(results, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    report(results, options.json)
     return 0
 
 

@@ -11,10 +11,9 @@ from collections.abc import Iterator, Mapping
 
 import httpx
 import pytest
-from haystack.utils import Secret
-from haystack_integrations.components.embedders.nvidia import NvidiaDocumentEmbedder
 
 from cookbook_services.children import end
+from cookbook_services.indexer import document_embedder
 from cookbook_services.local import LocalServices, Module, RunningService
 from cookbook_services.stores import open_store
 from nim_cookbook import indexing
@@ -82,12 +81,6 @@ def running(
 def index_documents(services: LocalServices) -> None:
     """Put some of the company's documents into the store."""
     api = connect()
-    embedder = NvidiaDocumentEmbedder(
-        model=api.embedding.model,
-        api_url=api.embedding.url,
-        api_key=Secret.from_env_var(api.embedding.key_variable),
-        progress_bar=False,
-    )
     files = [file for file in company_files() if file.id in DOCUMENTS]
     assert len(files) == len(DOCUMENTS)
     width = load_registry().weights_for("embedding").dimensions
@@ -95,7 +88,7 @@ def index_documents(services: LocalServices) -> None:
         open_store(services.store_url, dimension=width or 0),
         indexing.source_files(files),
         preparation=indexing.preparation(),
-        embedder=embedder,
+        embedder=document_embedder(api.embedding),
     )
 
 

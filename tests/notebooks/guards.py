@@ -345,7 +345,8 @@ def serve_with_hayhooks(notebook: NotebookNode) -> Iterator[str]:
         yield "the pipeline's file holds a key"
     if "'subprocess'" not in text(notebook, "allowed"):
         yield "a class from another module was loaded"
-    if any(row["in search.yaml"] == row["loaded"] for row in rows(notebook, "targets")[1:2]):
+    store = rows(notebook, "targets")[1]
+    if store["in search.yaml"] == store["loaded"]:
         yield "the loaded pipeline has the store of the file"
     if text(notebook, "start").count("'ready'") != 4:
         yield "the query service is not ready"

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -33,7 +32,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from cookbook_services.children import OPTION, exit_on_sigterm, stop_with_stdin
+from cookbook_services.children import OPTION, stop_cleanly
 from cookbook_services.serving import OTLP, ServingSettings
 from nim_cookbook.errors import ConfigurationError, CookbookError
 
@@ -164,9 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
     parser.add_argument(OPTION, action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    exit_on_sigterm()
-    if options.stop_with_stdin:
-        stop_with_stdin(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    stop_cleanly(options.stop_with_stdin)
     try:
         ServingSettings.from_environment()  # a mistake is said once, and not by each worker
         with tempfile.TemporaryDirectory(prefix="cookbook-metrics-") as folder:

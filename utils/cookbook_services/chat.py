@@ -14,7 +14,6 @@ import hashlib
 import hmac
 import os
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.middleware.base import RequestResponseEndpoint
 from starlette.responses import JSONResponse, RedirectResponse
 
-from cookbook_services.children import OPTION, exit_on_sigterm, stop_with_stdin
+from cookbook_services.children import OPTION, stop_cleanly
 from cookbook_services.serving import QUERY_URL, service_token
 from nim_cookbook.endpoints import read_env_file, shown, url_fault
 from nim_cookbook.errors import ConfigurationError, CookbookError
@@ -150,9 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=PORT, help=f"port (default {PORT})")
     parser.add_argument(OPTION, action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    exit_on_sigterm()
-    if options.stop_with_stdin:
-        stop_with_stdin(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    stop_cleanly(options.stop_with_stdin)
     try:
         with tempfile.TemporaryDirectory(prefix="cookbook-chat-") as folder:
             import uvicorn

@@ -30,13 +30,18 @@ def stop_with_stdin(stop: Callable[[], object]) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def exit_on_sigterm() -> None:
+def stop_cleanly(with_stdin: bool) -> None:
     """Let SIGTERM raise SystemExit, so that what is to be cleaned up is.
 
     uvicorn ends its server at SIGTERM and then raises the signal anew; without this the process
     would die of it, and leave its temporary folder.
+
+    Args:
+        with_stdin: Whether the end of standard input is such a signal, too.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if with_stdin:
+        stop_with_stdin(lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def end(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self, TypeVar
 
 import httpx
@@ -17,6 +17,7 @@ import requests
 from haystack import Document
 from haystack.document_stores.types import DocumentStore, DuplicatePolicy
 
+from nim_cookbook.errors import causes
 from nim_cookbook.indexing import BATCH, Embedder
 
 T = TypeVar("T")
@@ -161,12 +162,12 @@ class PatientStore:
 
 def is_outage(error: BaseException) -> bool:
     """Tell a server that is away, overloaded or refuses the key from a request that is at fault."""
-    return any(_is_outage(cause) for cause in _chain(error))
+    return any(_is_outage(cause) for cause in causes(error))
 
 
 def reason(error: BaseException) -> str:
     """Say in a few words what went wrong, without keys or whole requests."""
-    for cause in _chain(error):
+    for cause in causes(error):
         if isinstance(cause, requests.HTTPError) and cause.response is not None:
             said = " ".join(cause.response.text.split())[:200]
             return f"{cause.response.url} answered {cause.response.status_code}: {said}"
@@ -202,12 +203,3 @@ def _status(error: BaseException) -> int | None:
     if qdrant and isinstance(error, qdrant.UnexpectedResponse):
         return int(error.status_code or 500)
     return None
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        yield current
-        current = current.__cause__ or current.__context__

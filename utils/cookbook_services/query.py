@@ -32,7 +32,7 @@ from pydantic import BaseModel, Field
 
 from cookbook_services.pipelines import load
 from cookbook_services.serving import ServingSettings
-from nim_cookbook.answering import Answer, citation, page
+from nim_cookbook.answering import answer_of, citation, page
 from nim_cookbook.endpoints import Endpoints, connect
 from nim_cookbook.errors import ConfigurationError, CookbookError
 from nim_cookbook.explain import explain
@@ -343,16 +343,6 @@ def search_inputs(
         "retriever": {"filters": dict(filters) if filters else None},
         "ranker": {"query": question} | ({"top_k": top_k} if top_k else {}),
     }
-
-
-def answer_of(question: str, result: Mapping[str, Any]) -> Answer:
-    """Return what came of a run of the `ask` pipeline."""
-    ranked: list[Document] = result["ranker"]["documents"]
-    best = ranked[0].score if ranked else None
-    if "generator" not in result:
-        return Answer(question, result["router"]["refusal"], True, (), best)
-    text = (result["generator"]["replies"][0].text or "").strip()
-    return Answer(question, text, False, tuple(ranked), best)
 
 
 def source(passage: Document) -> Source:

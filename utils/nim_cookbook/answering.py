@@ -162,6 +162,16 @@ def ask(pipeline: Pipeline, question: str, filters: Mapping[str, Any] | None = N
         },
         include_outputs_from={"ranker"},
     )
+    return answer_of(question, result)
+
+
+def answer_of(question: str, result: Mapping[str, Any]) -> Answer:
+    """Return what came of a run of the query pipeline.
+
+    Args:
+        question: The question.
+        result: What the run returned, with the outputs of `ranker`.
+    """
     ranked: list[Document] = result["ranker"]["documents"]
     best = ranked[0].score if ranked else None
     if "generator" not in result:

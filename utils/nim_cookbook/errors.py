@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 
 class CookbookError(Exception):
     """Something the user can put right; the message is one sentence that says how."""
@@ -41,3 +43,13 @@ class UnknownModelError(CookbookError):
 
 class DataError(CookbookError):
     """A data file is missing or cannot be read."""
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and what led to it, each once."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +18,7 @@ import openai
 import requests
 import urllib3
 
-from nim_cookbook.errors import CookbookError
+from nim_cookbook.errors import CookbookError, causes
 
 _ADVICE = {
     401: "set the key: NVIDIA_API_KEY for NVIDIA's hosts, NIM_API_KEY for your own",
@@ -44,7 +43,7 @@ def explain(error: BaseException) -> str | None:
     Returns:
         The sentence, or None for an error that did not come from an endpoint.
     """
-    for cause in _chain(error):
+    for cause in causes(error):
         if isinstance(cause, CookbookError):  # one that a pipeline has wrapped, or a plain one
             return None if cause is error else str(cause)
         refused = _refused_by_gradient(cause)
@@ -81,16 +80,6 @@ def _show(
     sys.last_type, sys.last_value, sys.last_traceback = kind, error, trace  # for %tb
     line = f"{kind.__name__}: {sentence} (%tb shows the traceback.)"
     shell._showtraceback(kind, sentence, [line])
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an exception and what led to it, each once."""
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        yield current
-        current = current.__cause__ or current.__context__
 
 
 def _answered(error: BaseException) -> tuple[int, str, str] | None:
