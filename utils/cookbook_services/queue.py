@@ -256,7 +256,8 @@ class Queue:
 
     async def depth(self) -> Depth:
         """Return how much there is to do, right now."""
-        consumer, claims, dead = await asyncio.gather(
+        jobs, consumer, claims, dead = await asyncio.gather(
+            self.stream.stream_info(self.stream_name("JOBS")),
             self.stream.consumer_info(self.stream_name("JOBS"), CONSUMER),
             self.stream.stream_info(self.stream_name("CLAIMS")),
             self.stream.stream_info(self.stream_name("DEAD")),
@@ -264,7 +265,8 @@ class Queue:
         given, working = consumer.num_ack_pending or 0, claims.state.messages
         return Depth(
             at=time.time(),
-            pending=consumer.num_pending or 0,
+            # The consumer notices a new job a moment after the stream has it.
+            pending=max(consumer.num_pending or 0, jobs.state.messages - given),
             working=working,
             waiting=max(0, given - working),
             dead=dead.state.messages,
