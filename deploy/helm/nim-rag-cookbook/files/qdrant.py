@@ -1,7 +1,7 @@
 """What the chart asks of Qdrant's nodes over HTTP; only the standard library, for any image.
 
-    python qdrant.py wait COUNT URL                 until COUNT nodes have found each other
-    python qdrant.py snapshot COLLECTION KEEP URL...  a snapshot on each node; older ones deleted
+- `python qdrant.py wait COUNT URL`: wait until COUNT nodes have found each other.
+- `python qdrant.py snapshot COLLECTION KEEP URL...`: make a snapshot on each node, delete older ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EVERY = 2.0
 PATIENCE = 3600.0
 
 
-def call(url: str, method: str = "GET", patience: float = PATIENCE) -> Any:
+def call(url: str, method: str = "GET", patience: float = PATIENCE) -> Any:  # noqa: ANN401
     """Return the `result` of an answer."""
     key = os.environ.get("QDRANT_API_KEY", "").strip()
     request = urllib.request.Request(url, method=method, headers={"api-key": key} if key else {})
