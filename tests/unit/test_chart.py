@@ -120,7 +120,8 @@ def test_each_kind_is_rendered_by_some_values() -> None:
     kinds = {one["kind"] for name in SETS for one in _rendered(name)}
     assert kinds == {
         "ConfigMap", "CronJob", "Deployment", "HorizontalPodAutoscaler", "Ingress", "Job",
-        "NIMCache", "NIMService", "NetworkPolicy", "PersistentVolumeClaim", "Pod", "PodDisruptionBudget",
+        "NIMCache", "NIMService", "NetworkPolicy", "PersistentVolumeClaim", "Pod",
+        "PodDisruptionBudget",
         "PodMonitor", "PrometheusRule", "ScaledObject", "Secret", "Service", "ServiceAccount",
         "ServiceMonitor", "StatefulSet",
     }  # fmt: skip

@@ -1,7 +1,7 @@
 """What the chart asks of Qdrant's nodes over HTTP; only the standard library, for any image.
 
 - `python qdrant.py wait COUNT URL`: wait until COUNT nodes have found each other.
-- `python qdrant.py snapshot COLLECTION KEEP URL...`: make a snapshot on each node, delete older ones.
+- `python qdrant.py snapshot COLLECTION KEEP URL...`: a snapshot on each node; older ones go.
 """
 
 from __future__ import annotations
