@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,6 +32,7 @@ from tests.unit.chart_checks import (
     KUBERNETES,
     MODELS,
     NAME,
+    NAMESPACE,
     PROFILES,
     RELEASE,
     ROOT,
@@ -57,6 +59,7 @@ from tests.unit.chart_checks import (
     scaling_faults,
     secret_faults,
     templated,
+    title,
     values_of,
     wiring_faults,
     without,
@@ -929,6 +932,43 @@ def test_selectors_outlive_an_upgrade_of_the_chart() -> None:
         assert not {"helm.sh/chart", "app.kubernetes.io/version"} & set(
             selector.get("matchLabels", selector) or ()
         )
+
+
+def restarted(folder: Path) -> list[str]:
+    """Return what a new version of the chart alone would start again."""
+    with helm.Chart.load(folder) as newer:
+        made = newer.render(values_of("local"), name=RELEASE, namespace=NAMESPACE)
+    before = {title(one): spec for one, spec in templates(rendered("local"))}
+    after = {title(one): spec for one, spec in templates(objects_in(made))}
+    return [name for name, spec in before.items() if after.get(name) != spec]
+
+
+def templates(objects: Objects) -> Iterator[tuple[Object, Object]]:
+    for one in objects:
+        if one["kind"] in ("Deployment", "StatefulSet", "Job"):
+            yield one, one["spec"]["template"]
+
+
+def newer_chart(folder: Path) -> Path:
+    chart = folder / "nim-rag-cookbook"
+    shutil.copytree(CHART, chart)
+    text = (chart / "Chart.yaml").read_text("utf-8")
+    (chart / "Chart.yaml").write_text(text.replace("\nversion: 0.1.0", "\nversion: 0.1.1"), "utf-8")
+    return chart
+
+
+def test_a_new_version_of_the_chart_alone_restarts_nothing(tmp_path: Path) -> None:
+    assert restarted(newer_chart(tmp_path)) == []
+
+
+def test_a_version_in_the_labels_of_pods_is_found(tmp_path: Path) -> None:
+    chart = newer_chart(tmp_path)
+    file = chart / "templates" / "nats.yaml"
+    text = file.read_text("utf-8")
+    good = 'include "cookbook.selector" (list . "nats") | nindent 8'
+    assert good in text
+    file.write_text(text.replace(good, good.replace("selector", "labels")), "utf-8")
+    assert restarted(chart) == ["StatefulSet nats"]
 
 
 def test_the_version_is_the_packages() -> None:

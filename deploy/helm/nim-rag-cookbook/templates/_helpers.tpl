@@ -213,9 +213,32 @@ initContainers:
 {{- end }}
 {{- end }}
 
-{{/* Changes of the settings start new pods. */}}
+{{- define "cookbook.settings.data" -}}
+{{- $name := include "cookbook.fullname" . -}}
+COOKBOOK_ENDPOINTS: {{ .Values.endpoints.mode }}
+{{- if eq .Values.endpoints.mode "self-hosted" }}
+{{- range $role := list "chat" "embedding" "reranking" }}
+NIM_{{ upper $role }}_URL: {{ include "cookbook.nimUrl" (list $ $role) }}
+{{- end }}
+{{- end }}
+{{- if .Values.qdrant.enabled }}
+COOKBOOK_STORE_URL: http://{{ $name }}-qdrant:6333
+{{- else if .Values.store.url }}
+COOKBOOK_STORE_URL: {{ .Values.store.url }}
+{{- end }}
+{{- if .Values.nats.enabled }}
+COOKBOOK_NATS_URL: nats://{{ $name }}-nats:4222
+{{- else if .Values.queue.url }}
+COOKBOOK_NATS_URL: {{ .Values.queue.url }}
+{{- end }}
+COOKBOOK_FILES: {{ default "/files" .Values.files.url }}
+COOKBOOK_INDEX: {{ .Values.index }}
+OTEL_EXPORTER_OTLP_ENDPOINT: {{ .Values.otlpEndpoint | quote }}
+{{- end }}
+
+{{/* Changes of the settings start new pods, a new version of the chart alone does not. */}}
 {{- define "cookbook.checksum" -}}
-checksum/settings: {{ include (print .Template.BasePath "/settings.yaml") . | sha256sum }}
+checksum/settings: {{ include "cookbook.settings.data" . | sha256sum }}
 {{- end }}
 
 {{/* A secret text that is made once. Argument: (list $ "name" "key"). In a rendering without a
