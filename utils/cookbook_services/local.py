@@ -85,6 +85,8 @@ class LocalServices:
         folder: Where data, files and logs are.
         files: The file store's folder, for `FileStore`.
         nats_url: The NATS server, with its token.
+        monitoring_url: Where that server shows its streams over HTTP, as KEDA reads them; without
+            a token, as NATS has none for it: names and numbers, no messages.
         store_url: The PostgreSQL server.
     """
 
@@ -103,6 +105,7 @@ class LocalServices:
         self.folder = Path(chosen).expanduser().absolute()
         self.files = self.folder / "files"
         self.nats_url = ""
+        self.monitoring_url = ""
         self.store_url = ""
         self._settings = dict(settings or {})
         self._servers: subprocess.Popen[str] | None = None
@@ -136,6 +139,7 @@ class LocalServices:
         try:
             urls = json.loads(line)
             self.nats_url, self.store_url = urls["nats"], urls["store"]
+            self.monitoring_url = urls["monitoring"]
         except (ValueError, KeyError):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._servers.wait(STOP_SECONDS)  # its last words are written by then
@@ -347,6 +351,7 @@ class Nats:
         configuration = folder / "nats.conf"
         lines = (
             'listen: "127.0.0.1:-1"',  # the system chooses a free port
+            'http: "127.0.0.1:-1"',
             f"ports_file_dir: {json.dumps(str(folder))}",
             f"jetstream {{ store_dir: {json.dumps(str(folder / 'data'))} }}",
             f"authorization {{ token: {json.dumps(token)} }}",
@@ -357,14 +362,16 @@ class Nats:
             self.process = subprocess.Popen(
                 [nats_server(), "-c", configuration], stdout=output, stderr=output
             )
-        self.url = self._wait(folder, log).replace("nats://", f"nats://{token}@")
+        url, self.monitoring_url = self._wait(folder, log)
+        self.url = url.replace("nats://", f"nats://{token}@")
 
-    def _wait(self, folder: Path, log: Path) -> str:
+    def _wait(self, folder: Path, log: Path) -> tuple[str, str]:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
             for ports in folder.glob("*.ports"):
                 try:
-                    return str(json.loads(ports.read_text("utf-8"))["nats"][0])
+                    found = json.loads(ports.read_text("utf-8"))
+                    return str(found["nats"][0]), str(found["monitoring"][0])
                 except (ValueError, KeyError, IndexError):
                     pass  # not wholly written yet
             time.sleep(0.02)
@@ -451,7 +458,8 @@ def _run(folder: Path, stopped: threading.Event, machine: bool) -> None:
         started.append(nats := Nats(folder / "nats"))
         started.append(postgres := Postgres(folder / "postgres"))
         if machine:
-            print(json.dumps({"nats": nats.url, "store": postgres.url}), flush=True)
+            urls = {"nats": nats.url, "monitoring": nats.monitoring_url, "store": postgres.url}
+            print(json.dumps(urls), flush=True)
         else:
             files = folder / "files"
             for name, value in ((NATS_URL, nats.url), (STORE_URL, postgres.url), (FILES, files)):
