@@ -1,0 +1,299 @@
+"""Load on a service of this machine, bounded in count and time, and what it says.
+
+There are two kinds. A **closed** load is a number of clients, each of which asks again when it has
+its answer: it finds how much a service can do. As its clients wait when the service is slow, it
+hides what people feel who do not coordinate with it. An **open** load sends requests at random
+moments at a mean rate, whatever becomes of them: it finds what those people feel at that rate
+(Schroeder, Wierman and Harchol-Balter, "Open Versus Closed: A Cautionary Tale", NSDI 2006).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+
+from nim_cookbook.errors import ConfigurationError, DataError, EndpointUnreachable
+
+#: Requests that one load sends at most.
+MOST = 400
+#: Seconds for which one load sends requests at most.
+LONGEST = 60.0
+#: Seconds after which an answer is given up and counted as failed.
+PATIENCE = 120.0
+#: Share of the highest throughput at which a service counts as saturated.
+SATURATED = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is asked, and where.
+
+    Attributes:
+        url: The service's address, on loopback.
+        route: Path of the request, which is a POST, such as `/search/run`.
+        bodies: What is sent, one after the other and then again from the first; each goes as JSON.
+        token: The bearer token; nothing for none.
+
+    Raises:
+        ConfigurationError: The address is not one of this machine.
+        DataError: There is nothing to send.
+    """
+
+    url: str
+    route: str
+    bodies: Sequence[Mapping[str, Any]]
+    token: str = field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse what must not be loaded."""
+        if not _is_loopback(urlsplit(self.url).hostname or ""):
+            raise ConfigurationError(
+                f"{self.url} is not on this machine, and load goes to services of this machine "
+                "only: give an address such as http://127.0.0.1:1416."
+            )
+        if not self.bodies:
+            raise DataError("A load needs something to send: give at least one body.")
+
+    def client(self, connections: int) -> httpx.AsyncClient:
+        """Return a client for so many requests at a time."""
+        return httpx.AsyncClient(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {self.token}"} if self.token else {},
+            timeout=PATIENCE,
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            trust_env=False,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What became of a load.
+
+    Attributes:
+        what: Name of what was loaded, for tables and plots.
+        clients: How many asked at the same time; None for an open load.
+        latencies: Seconds to each answer, those with status 200 only, in order of arrival.
+        failed: Requests that were answered otherwise, or not at all.
+        seconds: From the first request to the last answer.
+        work: Seconds that all requests together were open, failed ones included.
+    """
+
+    what: str
+    clients: int | None
+    latencies: tuple[float, ...]
+    failed: int
+    seconds: float
+    work: float
+
+    @property
+    def per_second(self) -> float:
+        """Answers a second."""
+        return len(self.latencies) / self.seconds
+
+    @property
+    def in_flight(self) -> float:
+        """Requests that were open at the same time, on average over the whole load.
+
+        The mean number of requests in a system is the rate at which they arrive times the mean time
+        that they spend in it (Little, "A Proof for the Queuing Formula: L = λW", Operations
+        Research 9(3), 1961); here both are counted, so this is an identity.
+        """
+        return self.work / self.seconds
+
+    def percentile(self, percent: float) -> float:
+        """Return the seconds within which so many per cent of the answers came.
+
+        Args:
+            percent: From 0 to 100; 50 is the median.
+
+        Raises:
+            DataError: Nothing was answered.
+        """
+        if not self.latencies:
+            raise DataError(f"No request of {self.what!r} was answered: {self.failed} failed.")
+        return float(np.percentile(self.latencies, percent))
+
+    def row(self) -> dict[str, object]:
+        """Return a line of a table; times in milliseconds."""
+        times = {f"p{p}, ms": round(self.percentile(p) * 1000) for p in (50, 95, 99)}
+        return {
+            "what": self.what,
+            "clients": "open" if self.clients is None else self.clients,
+            "answers": len(self.latencies),
+            "failed": self.failed,
+            "answers/s": round(self.per_second, 1),
+            "in flight": round(self.in_flight, 1),
+            **times,
+        }
+
+
+async def closed_load(
+    target: Target, clients: int, *, seconds: float = 5.0, most: int = MOST, what: str = ""
+) -> Load:
+    """Let clients ask one question after the other, and time the answers.
+
+    One request goes before, untimed. After the time no request is begun; open ones are waited for.
+
+    Args:
+        target: What is asked.
+        clients: How many ask at the same time.
+        seconds: For how long; at most `LONGEST`.
+        most: How many requests together.
+        what: Name of what is loaded; by default the route.
+
+    Raises:
+        DataError: An argument is out of range.
+        EndpointUnreachable: The service does not answer the first request with status 200.
+    """
+    _check(seconds, most, clients=clients)
+    tally = _Tally(target)
+    bodies = itertools.islice(itertools.cycle(target.bodies), most)
+
+    async def client(http: httpx.AsyncClient) -> None:
+        for body in bodies:  # all clients share it
+            if time.perf_counter() - tally.began >= seconds:
+                return
+            await tally.ask(http, body)
+
+    async with target.client(clients) as http:
+        await _first(http, target)
+        tally.begin()
+        await asyncio.gather(*(client(http) for _ in range(clients)))
+    return tally.load(what or target.route, clients)
+
+
+async def open_load(
+    target: Target,
+    per_second: float,
+    *,
+    seconds: float = 5.0,
+    most: int = MOST,
+    seed: int = 0,
+    what: str = "",
+) -> Load:
+    """Send requests at random moments, at a mean rate, and time the answers.
+
+    The pauses between requests have an exponential distribution, so that the number of them in any
+    second has a Poisson distribution, as when many people ask who do not know of one another.
+
+    Args:
+        target: What is asked.
+        per_second: Mean rate of the requests.
+        seconds: For how long requests are sent; at most `LONGEST`.
+        most: How many requests together.
+        seed: Of the random pauses.
+        what: Name of what is loaded; by default the route.
+
+    Raises:
+        DataError: An argument is out of range.
+        EndpointUnreachable: The service does not answer the first request with status 200.
+    """
+    _check(seconds, most, per_second=per_second)
+    tally = _Tally(target)
+    pauses = np.random.default_rng(seed).exponential(1 / per_second, most)
+    moments = [moment for moment in np.cumsum(pauses).tolist() if moment < seconds]
+
+    async def ask(http: httpx.AsyncClient, moment: float, body: Mapping[str, Any]) -> None:
+        due = tally.began + moment
+        await asyncio.sleep(due - time.perf_counter())
+        await tally.ask(http, body, due)
+
+    async with target.client(max(1, len(moments))) as http:
+        await _first(http, target)
+        tally.begin()
+        asked = zip(moments, itertools.cycle(target.bodies), strict=False)
+        await asyncio.gather(*(ask(http, moment, body) for moment, body in asked))
+    return tally.load(what or target.route, None)
+
+
+def saturation(loads: Sequence[Load], share: float = SATURATED) -> Load:
+    """Return the load with the fewest clients that reaches nearly the highest throughput.
+
+    More clients than these only wait longer.
+
+    Args:
+        loads: Closed loads on the same service.
+        share: Of the highest throughput among them.
+
+    Raises:
+        DataError: There are none, or one is an open load.
+    """
+    if not loads or any(load.clients is None for load in loads):
+        raise DataError("Saturation is found among closed loads: give at least one.")
+    enough = share * max(load.per_second for load in loads)
+    return min(
+        (load for load in loads if load.per_second >= enough), key=lambda load: load.clients or 0
+    )
+
+
+class _Tally:
+    """Times requests."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._latencies: list[float] = []
+        self._failed = 0
+        self._work = 0.0
+        self.began = 0.0
+
+    def begin(self) -> None:
+        self.began = time.perf_counter()
+
+    async def ask(
+        self, http: httpx.AsyncClient, body: Mapping[str, Any], due: float | None = None
+    ) -> None:
+        """Send one request; `due` is when it should have gone, which counts as its begin."""
+        start = due or time.perf_counter()
+        try:
+            answered = (await http.post(self._target.route, json=body)).status_code == 200
+        except httpx.HTTPError:
+            answered = False
+        took = time.perf_counter() - start
+        self._work += took
+        if answered:
+            self._latencies.append(took)
+        else:
+            self._failed += 1
+
+    def load(self, what: str, clients: int | None) -> Load:
+        elapsed = time.perf_counter() - self.began
+        return Load(what, clients, tuple(self._latencies), self._failed, elapsed, self._work)
+
+
+async def _first(http: httpx.AsyncClient, target: Target) -> None:
+    where = f"{target.url}{target.route}"
+    try:
+        answer = await http.post(target.route, json=target.bodies[0])
+    except httpx.HTTPError as error:
+        raise EndpointUnreachable(
+            f"{where} does not answer ({type(error).__name__}): start the service first."
+        ) from error
+    if answer.status_code != 200:
+        raise EndpointUnreachable(
+            f"{where} answers with status {answer.status_code}, so there is nothing to measure: "
+            f"{answer.text[:200]}"
+        )
+
+
+def _check(seconds: float, most: int, **positive: float) -> None:
+    if not 0 < seconds <= LONGEST:
+        raise DataError(f"A load of {seconds:g} s: give more than 0 and at most {LONGEST:g}.")
+    for name, value in {"most": most, **positive}.items():
+        if not value > 0:
+            raise DataError(f"{name} is {value:g}: give a number above 0.")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
