@@ -26,10 +26,10 @@ help: ## Show this list
 
 # Both install what is missing and do nothing when the environment is up to date.
 setup:
-	$(BOOTSTRAP) --extras notebooks,finetune,serve
+	$(BOOTSTRAP) --extras notebooks,finetune,serve,kubernetes
 
 setup-dev:
-	$(BOOTSTRAP) --extras notebooks,finetune,serve,dev
+	$(BOOTSTRAP) --extras notebooks,finetune,serve,kubernetes,dev
 
 run: setup ## Execute the recipes from beginning to end (RECIPES="01 02", ENDPOINTS=hosted)
 	@$(COOKBOOK) run $(RECIPES) $(if $(ENDPOINTS),--endpoints $(ENDPOINTS)) $(PORTS)
