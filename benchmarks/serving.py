@@ -32,15 +32,10 @@ import asyncio
 import os
 import secrets
 import tempfile
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-import numpy as np
-
 from cookbook_services.indexer import dimension, document_embedder
+from cookbook_services.load import Target, closed_load
 from cookbook_services.local import LocalServices, endpoint_settings
 from cookbook_services.stores import open_store
 from nim_cookbook import endpoints, indexing
@@ -50,63 +45,6 @@ WRAPPERS = {"search": "Search", "search-sync": "SearchSync", "ask": "Ask", "ask-
 #: Requests that one measurement makes at most; answers take long on a small machine.
 MOST = {"search": 400, "ask": 40}
 DOCUMENTS = 40
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One measurement; times in milliseconds."""
-
-    pipeline: str
-    clients: int
-    requests: int
-    per_second: float
-    median: float
-    p95: float
-
-    def __str__(self) -> str:
-        """Return a line of the table."""
-        return (
-            f"| {self.pipeline} | {self.clients} | {self.requests} | {self.per_second:.1f} | "
-            f"{self.median:.0f} | {self.p95:.0f} |"
-        )
-
-
-async def measure(
-    name: str, clients: int, seconds: float, url: str, token: str, questions: Sequence[str]
-) -> Row:
-    """Ask for some seconds, each client one question after the other."""
-    times: list[float] = []
-    left = MOST[name.partition("-")[0]]
-    began = time.perf_counter()
-
-    async def client(http: httpx.AsyncClient) -> None:
-        nonlocal left
-        while left > 0 and time.perf_counter() - began < seconds:
-            left -= 1
-            question = questions[left % len(questions)]
-            start = time.perf_counter()
-            answer = await http.post(f"/{name}/run", json={"question": question})
-            answer.raise_for_status()
-            times.append(time.perf_counter() - start)
-
-    headers = {"Authorization": f"Bearer {token}"}
-    limits = httpx.Limits(max_connections=clients)
-    async with httpx.AsyncClient(
-        base_url=url, headers=headers, timeout=300, limits=limits, trust_env=False
-    ) as http:
-        (await http.post(f"/{name}/run", json={"question": questions[0]})).raise_for_status()
-        began = time.perf_counter()
-        await asyncio.gather(*(client(http) for _ in range(clients)))
-    elapsed = time.perf_counter() - began
-    milliseconds = np.array(times) * 1000
-    return Row(
-        name,
-        clients,
-        len(times),
-        len(times) / elapsed,
-        float(np.median(milliseconds)),
-        float(np.percentile(milliseconds, 95)),
-    )
 
 
 def main() -> int:
@@ -119,17 +57,22 @@ def main() -> int:
     api = endpoints.connect()
     token = secrets.token_hex(32)
     settings = endpoint_settings(api) | {"COOKBOOK_SERVICE_TOKEN": token}
-    questions = [query.question for query in load_company().split("dev")[:50]]
+    bodies = [{"question": query.question} for query in load_company().split("dev")[:50]]
     with tempfile.TemporaryDirectory() as folder, LocalServices(settings=settings) as local:
         _index(local, api)
         wrappers = str(_wrappers(Path(folder, "wrappers")))
         url = local.start_service("app", COOKBOOK_WRAPPERS=wrappers).url
-        print("| pipeline | clients | requests | requests/s | median, ms | p95, ms |")
-        print("|---|---|---|---|---|---|")
+        columns: list[str] = []
         for name in options.pipelines:
+            target = Target(url, f"/{name}/run", bodies, token)
+            most = MOST[name.partition("-")[0]]
             for clients in options.clients:
-                row = measure(name, clients, options.seconds, url, token, questions)
-                print(asyncio.run(row), flush=True)
+                made = closed_load(target, clients, seconds=options.seconds, most=most, what=name)
+                row = asyncio.run(made).row()
+                if not columns:
+                    columns = list(row)
+                    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+                print(f"| {' | '.join(map(str, row.values()))} |", flush=True)
     print(f"\nNiceness {os.nice(0)}, {os.cpu_count()} cores; {api.weights}")
     return 0
 

@@ -1,4 +1,4 @@
-"""What notebooks show: tables, measures, progress and drawn pipelines; and the plots of `plots`.
+"""What notebooks show: tables, measures, progress and drawn pipelines; and the plots.
 
 Plain HTML, text and PNG, no widgets, nothing online. Whatever shows a model's output takes
 `weights`, the name of what really answered, and shows it. Every object also has a plain-text form,
@@ -20,7 +20,6 @@ from nim_cookbook.evaluation import RetrievalScores, same_questions
 from nim_cookbook.pictures import MAX_PNG_BYTES, Picture, png_width, small_png
 from nim_cookbook.plots import (
     LossCurve,
-    QueuePlot,
     memory_plot,
     passage_map,
     refusal_plot,
@@ -30,6 +29,7 @@ from nim_cookbook.plots import (
     timing_chart,
 )
 from nim_cookbook.scoring import AnswerScores
+from nim_cookbook.service_plots import QueuePlot, load_plot
 from nim_cookbook.wording import count, cut
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ __all__ = [
     "diff_pipelines",
     "documents_table",
     "draw_pipeline",
+    "load_plot",
     "measured",
     "memory_plot",
     "passage_map",

@@ -64,8 +64,10 @@ class Picture:
         return {"text/html": image, "text/plain": self.alt}
 
 
-def figure_of(size: tuple[float, float], panels: int = 0) -> tuple[Any, Any]:
-    """Return a figure and its axes; with panels, a row of them.
+def figure_of(
+    size: tuple[float, float], panels: int = 0, *, shared: bool = True
+) -> tuple[Any, Any]:
+    """Return a figure and its axes; with panels, a row of them, with one vertical axis if shared.
 
     A figure of its own, not pyplot's: no global state, and nothing is shown twice.
     """
@@ -76,7 +78,7 @@ def figure_of(size: tuple[float, float], panels: int = 0) -> tuple[Any, Any]:
     FigureCanvasAgg(figure)
     if not panels:
         return figure, figure.add_subplot()
-    return figure, list(figure.subplots(1, panels, sharey=True, squeeze=False)[0])
+    return figure, list(figure.subplots(1, panels, sharey=shared, squeeze=False)[0])
 
 
 def png_of(figure: Figure) -> bytes:
