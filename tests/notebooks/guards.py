@@ -34,6 +34,8 @@ MOST_CONTAINMENT_LOST = 0.05  # of the answerable test questions, by fine-tuning
 MOST_WRONG_REFUSALS_BY_MODEL = 0.15
 SAME_ON_NIM = 0.9  # of the answers: 11 of 12
 WRONGLY_REFUSED = 0.1
+MOST_MEMORY_ERROR = 20  # per cent, of the plan against what Qdrant's engine takes
+FEWEST_IN_FLIGHT = 9  # of sixteen clients and the request that reads
 SAME_VECTOR = 1e-6
 # Without a token, without, without; deploy with it; another origin; a probe; a search.
 SERVICE_ANSWERS = [401, 401, 401, 404, 400, 200, 200]
@@ -398,6 +400,81 @@ def _queued(notebook: NotebookNode) -> Iterator[str]:
         yield f"the dead letter does not say why: {dead}"
 
 
+def production_on_kubernetes(notebook: NotebookNode) -> Iterator[str]:
+    """Recipe 07: the plan holds, the load says something, and the chart is driven by it."""
+    yield from _planned(notebook)
+    yield from _loaded(notebook)
+    yield from _scaled(notebook)
+    for name in ("local", "hosted", "gpu"):
+        if sum(int(row[name]) for row in rows(notebook, "chart")) < 20:
+            yield f"the chart renders too little with values-{name}.yaml"
+    if len(text(notebook, "refused").strip().splitlines()) != 6:
+        yield "the chart takes values that cannot work"
+    if len(rows(notebook, "watch")) < 5:
+        yield "alerts are missing"
+    if len(measures(notebook)) != 8:
+        yield "something was not measured"
+    yield from _weights_named(
+        notebook, "connect", "index", "closed-plot", "saturation", "ask", "open", "scale-run"
+    )
+
+
+def _planned(notebook: NotebookNode) -> Iterator[str]:
+    table = rows(notebook, "memory")
+    if [row["passages"] for row in table] != ["10000", "10000", "100000"]:
+        yield f"memory was not measured at 10,000 and 100,000 passages: {table}"
+    for row in table:
+        if abs(error := float(row["error"].removesuffix("%"))) > MOST_MEMORY_ERROR:
+            yield f"the memory plan is {error:+} % off at {row['passages']} {row['encoding']}"
+    costs = [int(row[next(reversed(row))]) for row in rows(notebook, "availability")]
+    if costs != sorted(set(costs)):
+        yield f"more availability does not cost more: {costs}"
+    first, *_, last = (int(row[next(reversed(row))]) for row in rows(notebook, "widths"))
+    if not first < last:
+        yield "longer vectors do not cost more"
+    if not re.search(r"[1-9]\d* replicas on [1-9]\d* nodes", text(notebook, "replan")):
+        yield "the plan says no number of replicas"
+
+
+def _loaded(notebook: NotebookNode) -> Iterator[str]:
+    for tag in ("saturation", "ask", "open"):
+        for row in rows(notebook, tag):
+            if int(row["failed"]) or not int(row["answers"]):
+                yield f"{tag}: requests failed: {row}"
+    for tag, runs in (("closed-plot", 3), ("wait", 4)):
+        if _alt(notebook, tag).count(", by number of clients: ") < runs:
+            yield f"{tag}: a run is missing"
+    # A thread holds a request that waits: with 160 clients and 40 threads most of them queue.
+    rates = {
+        name: float(rate)
+        for name, rate in re.findall(
+            r"((?:a?sync), one process), by number of clients: .*?160: ([\d.]+)/s",
+            text(notebook, "wait"),
+        )
+    }
+    if not rates["async, one process"] > rates["sync, one process"]:
+        yield f"waiting without a thread is no faster: {rates}"
+
+
+def _scaled(notebook: NotebookNode) -> Iterator[str]:
+    target = re.search(r"target: (\d+) in flight", text(notebook, "target"))
+    if target is None or int(target[1]) < 2:
+        yield "the autoscaler has no target above what an idle pod shows"
+    elif f'averageValue: "{target[1]}"' not in _alt(notebook, "scaler"):
+        yield "the autoscaler in the chart has another target"
+    reading = re.search(r"in_flight = (\d+)", text(notebook, "gauge"))
+    if reading is None or int(reading[1]) < FEWEST_IN_FLIGHT:
+        yield "the gauge does not show the load"
+    first, sent, *_, last = rows(notebook, "scale-run")
+    counted = [
+        tuple(int(row[name]) for name in ("waiting", "in hand")) for row in (first, sent, last)
+    ]
+    if counted != [(0, 0), (40, 0), (0, 0)]:
+        yield f"the queue is not read as the jobs are: {counted}"
+    if [int(row["workers"]) for row in (first, sent, last)] != [0, 8, 0]:
+        yield "the workers do not go from none to the maximum and back"
+
+
 def _alt(notebook: NotebookNode, tag: str) -> str:
     return text(notebook, tag) + html(notebook, tag)
 
@@ -410,6 +487,7 @@ GUARDS: dict[str, Guard] = {
     "04": hybrid_retrieval,
     "05": gradient_notion,
     "06": serve_with_hayhooks,
+    "07": production_on_kubernetes,
 }
 
 

@@ -113,7 +113,7 @@ async def test_the_moments_of_an_open_load_come_from_the_seed(service: Service) 
 async def test_a_service_that_is_not_there_is_said(service: Service) -> None:
     service.server.shutdown()
     service.server.server_close()
-    with pytest.raises(EndpointUnreachable, match=r"/ask does not answer \(ConnectError\)"):
+    with pytest.raises(EndpointUnreachable, match=r"/ask does not answer \(ClientConnectorError\)"):
         await load.closed_load(service.target(), 1)
 
 

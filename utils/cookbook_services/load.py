@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
+import aiohttp
 import numpy as np
 
 from nim_cookbook.errors import ConfigurationError, DataError, EndpointUnreachable
@@ -63,14 +63,17 @@ class Target:
         if not self.bodies:
             raise DataError("A load needs something to send: give at least one body.")
 
-    def client(self, connections: int) -> httpx.AsyncClient:
-        """Return a client for so many requests at a time."""
-        return httpx.AsyncClient(
-            base_url=self.url,
+    def session(self, connections: int) -> aiohttp.ClientSession:
+        """Return a client for so many requests at a time.
+
+        It is aiohttp's: with a hundred clients the time of httpx's pool is measured, and not that
+        of the service (50 requests a second against 680 on two busy cores).
+        """
+        return aiohttp.ClientSession(
+            self.url,
             headers={"Authorization": f"Bearer {self.token}"} if self.token else {},
-            timeout=PATIENCE,
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
-            trust_env=False,
+            timeout=aiohttp.ClientTimeout(total=PATIENCE),
+            connector=aiohttp.TCPConnector(limit=connections),
         )
 
 
@@ -158,13 +161,13 @@ async def closed_load(
     tally = _Tally(target)
     bodies = itertools.islice(itertools.cycle(target.bodies), most)
 
-    async def client(http: httpx.AsyncClient) -> None:
+    async def client(http: aiohttp.ClientSession) -> None:
         for body in bodies:  # all clients share it
             if time.perf_counter() - tally.began >= seconds:
                 return
             await tally.ask(http, body)
 
-    async with target.client(clients) as http:
+    async with target.session(clients) as http:
         await _first(http, target)
         tally.begin()
         await asyncio.gather(*(client(http) for _ in range(clients)))
@@ -202,12 +205,12 @@ async def open_load(
     pauses = np.random.default_rng(seed).exponential(1 / per_second, most)
     moments = [moment for moment in np.cumsum(pauses).tolist() if moment < seconds]
 
-    async def ask(http: httpx.AsyncClient, moment: float, body: Mapping[str, Any]) -> None:
+    async def ask(http: aiohttp.ClientSession, moment: float, body: Mapping[str, Any]) -> None:
         due = tally.began + moment
         await asyncio.sleep(due - time.perf_counter())
         await tally.ask(http, body, due)
 
-    async with target.client(max(1, len(moments))) as http:
+    async with target.session(max(1, len(moments))) as http:
         await _first(http, target)
         tally.begin()
         asked = zip(moments, itertools.cycle(target.bodies), strict=False)
@@ -249,13 +252,15 @@ class _Tally:
         self.began = time.perf_counter()
 
     async def ask(
-        self, http: httpx.AsyncClient, body: Mapping[str, Any], due: float | None = None
+        self, http: aiohttp.ClientSession, body: Mapping[str, Any], due: float | None = None
     ) -> None:
         """Send one request; `due` is when it should have gone, which counts as its begin."""
         start = due or time.perf_counter()
         try:
-            answered = (await http.post(self._target.route, json=body)).status_code == 200
-        except httpx.HTTPError:
+            async with http.post(self._target.route, json=body) as answer:
+                await answer.read()
+                answered = answer.status == 200
+        except (aiohttp.ClientError, TimeoutError):
             answered = False
         took = time.perf_counter() - start
         self._work += took
@@ -269,18 +274,18 @@ class _Tally:
         return Load(what, clients, tuple(self._latencies), self._failed, elapsed, self._work)
 
 
-async def _first(http: httpx.AsyncClient, target: Target) -> None:
+async def _first(http: aiohttp.ClientSession, target: Target) -> None:
     where = f"{target.url}{target.route}"
     try:
-        answer = await http.post(target.route, json=target.bodies[0])
-    except httpx.HTTPError as error:
+        async with http.post(target.route, json=target.bodies[0]) as answer:
+            status, said = answer.status, await answer.text(errors="replace")
+    except (aiohttp.ClientError, TimeoutError) as error:
         raise EndpointUnreachable(
             f"{where} does not answer ({type(error).__name__}): start the service first."
         ) from error
-    if answer.status_code != 200:
+    if status != 200:
         raise EndpointUnreachable(
-            f"{where} answers with status {answer.status_code}, so there is nothing to measure: "
-            f"{answer.text[:200]}"
+            f"{where} answers with status {status}, so there is nothing to measure: {said[:200]}"
         )
 
 
