@@ -23,7 +23,7 @@ import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nim_cookbook.corpus import load_company
 from nim_cookbook.errors import ConfigurationError, DataError
@@ -31,6 +31,8 @@ from nim_cookbook.sizing import HNSW_M, Encoding, memory
 
 if TYPE_CHECKING:
     import qdrant_edge
+
+    Quantisation = qdrant_edge.ScalarQuantizationConfig | qdrant_edge.BinaryQuantizationConfig
 
 #: Passages of the small store whose memory is taken off.
 SMALL = 500
@@ -122,7 +124,7 @@ def _child(*arguments: str) -> dict[str, int]:
 def _config(dimensions: int, encoding: Encoding, ef_construct: int) -> qdrant_edge.EdgeConfig:
     import qdrant_edge as edge
 
-    quantised: Any = None
+    quantised: Quantisation | None = None
     if encoding == "int8":
         quantised = edge.ScalarQuantizationConfig(
             edge.ScalarType.Int8, quantile=0.99, memory=edge.Memory.Pinned
@@ -210,7 +212,7 @@ def _texts() -> list[str]:
     ]
 
 
-def _main(step: str, path: str, passages: str, width: str, encoding: Any, ef: str) -> None:
+def _main(step: str, path: str, passages: str, width: str, encoding: Encoding, ef: str) -> None:
     if step == "write":
         config = _config(int(width), encoding, int(ef))
         answer = _write(Path(path), int(passages), config, int(width))
@@ -222,4 +224,4 @@ def _main(step: str, path: str, passages: str, width: str, encoding: Any, ef: st
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    _main(*sys.argv[1:])  # type: ignore[arg-type]
