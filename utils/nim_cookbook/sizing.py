@@ -39,8 +39,9 @@ RULE_OF_THUMB = 1.5
 #: store names every passage by a UUID.
 ID_BYTES = 16 + (16 + 4) + 4
 
-# A quantised vector of a byte a number carries the constant of its score, a float32.
-_EXTRA: dict[Encoding, int] = {"float32": 0, "float16": 0, "int8": 4, "binary": 0}
+# Qdrant fills quantised vectors up to 16 bytes; one of a byte a number then has a float32 of its
+# score before it (`ALIGNMENT` and `ADDITIONAL_CONSTANT_SIZE` in `lib/quantization`).
+_ALIGNED, _SCORE_CONSTANT = 16, 4
 # On disk: an id is a kind, a place and a UUID, and has a version; a payload has a pointer and
 # begins a block of 128 bytes (Qdrant's `id_tracker.mappings`, `.versions` and gridstore).
 _ID_ON_DISK = (1 + 4 + 16) + 8
@@ -103,8 +104,24 @@ def memory(passages: int, dimensions: int, encoding: Encoding = "float32") -> in
     Raises:
         DataError: As for `bytes_per_vector` and `graph_bytes`.
     """
-    vector = bytes_per_vector(dimensions, encoding) + _EXTRA[encoding]
+    vector = _stored_bytes(dimensions, encoding)
     return passages * (vector + graph_bytes(passages) + ID_BYTES)
+
+
+def most_passages(limit: float, dimensions: int, encoding: Encoding = "float32") -> int:
+    """Return how many passages' vectors fit into that many bytes of memory; see `memory`.
+
+    Raises:
+        DataError: As for `bytes_per_vector`.
+    """
+    fewer, more = 0, 1 + int(limit) // bytes_per_vector(dimensions, encoding)
+    while more - fewer > 1:  # `memory` grows with every passage
+        middle = (fewer + more) // 2
+        if memory(middle, dimensions, encoding) <= limit:
+            fewer = middle
+        else:
+            more = middle
+    return fewer
 
 
 def disk(passages: int, dimensions: int, encoding: Encoding, text_bytes: int) -> int:
@@ -126,7 +143,7 @@ def disk(passages: int, dimensions: int, encoding: Encoding, text_bytes: int) ->
         raise DataError(f"A text of {text_bytes} bytes is impossible: give 0 or more.")
     vector = bytes_per_vector(dimensions, "float16" if encoding == "float16" else "float32")
     if encoding in ("int8", "binary"):
-        vector += bytes_per_vector(dimensions, encoding) + _EXTRA[encoding]
+        vector += _stored_bytes(dimensions, encoding)
     payload = _PAYLOAD_POINTER + -(-text_bytes // _PAYLOAD_BLOCK) * _PAYLOAD_BLOCK
     return passages * (vector + graph_bytes(passages) + _ID_ON_DISK + payload)
 
@@ -294,6 +311,15 @@ def compare(
             row[title] = f"{recall(found, exact):.3f}"
         rows.append(row)
     return rows
+
+
+def _stored_bytes(dimensions: int, encoding: Encoding) -> int:
+    """Return the bytes of one vector as Qdrant keeps it for searching."""
+    plain = bytes_per_vector(dimensions, encoding)
+    if encoding in ("float32", "float16"):
+        return plain
+    filled = -(-plain // _ALIGNED) * _ALIGNED
+    return filled + (_SCORE_CONSTANT if encoding == "int8" else 0)
 
 
 def _best(scores: npt.NDArray[Any], k: int) -> Places:
