@@ -150,6 +150,7 @@ def test_requests_in_flight_are_a_rate(in_flight, seconds):
     ("wrong", "told"),
     [
         (lambda: work(documents=0), "documents is 0"),
+        (lambda: work(documents=1e6), "documents is 1000000.0: give a whole number"),
         (lambda: work(tokens_per_document=0), "0 tokens"),
         (lambda: work(overlap_tokens=256), "share 256"),
         (lambda: work(overlap_tokens=-1), "share -1"),

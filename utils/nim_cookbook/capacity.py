@@ -123,8 +123,12 @@ class Workload:
         Raises:
             DataError: A value is impossible.
         """
+        values = {name: getattr(self, name) for name in self.__slots__ if name != "encoding"}
+        for name, value in values.items():
+            if name != "queries_per_second" and not isinstance(value, int):
+                raise DataError(f"{name} is {value!r}: give a whole number.")
         names = ("documents", "copies", "queries_per_second", "prompt_tokens", "answer_tokens")
-        _positive({name: getattr(self, name) for name in names})
+        _positive({name: values[name] for name in names})
         if self.spares < 0:
             raise DataError(f"spares is {self.spares}: give 0 or more.")
         memory(self.passages, self.dimensions, self.encoding)
@@ -169,13 +173,15 @@ class StoreSize:
         return self.disk * self.copies
 
     def rows(self) -> list[dict[str, object]]:
-        """Return a row for one copy and one for all."""
+        """Return a row for one copy, and one for all if there are more."""
         return [
-            {"copies": copies, "memory": in_bytes(size), "disk": in_bytes(files)}
-            for copies, size, files in (
-                (1, self.memory, self.disk),
-                (self.copies, self.memory_all, self.disk_all),
-            )
+            {
+                "copies": copies,
+                "passages": f"{self.passages:,}",
+                "memory": in_bytes(copies * self.memory),
+                "disk": in_bytes(copies * self.disk),
+            }
+            for copies in sorted({1, self.copies})
         ]
 
 
@@ -316,7 +322,11 @@ def plan(
     costs = [
         Cost("vector store", f"{nodes} x {kept.name}", nodes * kept.hour * HOURS_A_MONTH),
         Cost("its disks", f"{room:,} GB {prices.storage.name}", room * prices.storage.gb_month),
-        Cost("query service", f"{hosts} x {served.name}", hosts * served.hour * HOURS_A_MONTH),
+        Cost(
+            "query service",
+            f"{count(replicas, 'replica')} on {hosts} x {served.name}",
+            hosts * served.hour * HOURS_A_MONTH,
+        ),
     ]
     for role in ROLES:
         if counts[role]:
