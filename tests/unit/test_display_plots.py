@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from nim_cookbook import display, plots
+from nim_cookbook.capacity import published_throughput
 from nim_cookbook.errors import DataError
 
 WEIGHTS = "Tiny, Q4_1 (local stand-in)"
@@ -112,9 +113,9 @@ def test_the_map_needs_shapes_that_fit(clouds):
 def test_memory_is_drawn_for_each_width_and_told():
     picture = display.memory_plot(1000, (384, 1024), weights=WEIGHTS)
     assert WEIGHTS in picture.alt
-    assert "1,000 passages, 1.66 MB" in picture.alt  # 1000 * (4 * 384 + 128) bytes
-    assert "384 numbers: float32 9,615,384" in picture.alt  # 16e9 / 1664
-    assert "1024 numbers: float32 3,787,878" in picture.alt
+    assert "1,000 passages, 1.62 MB" in picture.alt  # 1000 * (4 * 384 + 40 + 40) bytes
+    assert "384 numbers: float32 9,569,377" in picture.alt  # 16e9 / (4 * 384 + 96 + 40)
+    assert "1024 numbers: float32 3,787,878" in picture.alt  # 16e9 / (4 * 1024 + 88 + 40)
 
 
 def test_memory_needs_passages_and_widths():
@@ -123,12 +124,34 @@ def test_memory_needs_passages_and_widths():
             display.memory_plot(*wrong, weights=WEIGHTS)
 
 
+def test_longer_vectors_are_drawn_and_told():
+    picture = display.dimension_plot(1000, (1024, 384))
+    assert "float32: 384 numbers 1.62 MB, 1024 numbers 4.18 MB" in picture.alt
+    assert "binary: 384 numbers" in picture.alt
+    for wrong in ((0, [384, 1024]), (10, [384, 384])):
+        with pytest.raises(DataError, match=r"dimension_plot\(\) needs"):
+            display.dimension_plot(*wrong)
+
+
+def test_latency_against_cost_is_told_for_every_point():
+    (published,) = published_throughput()
+    picture = display.latency_cost_plot(published, 3.6)
+    assert picture.alt.count("at once:") == len(published.points)
+    # 2 GPUs at 3.6 an hour, 51.67 tokens a second; 0.40677 s and 499 tokens of 18.58 ms.
+    assert "1 request at once: first token after 0.4 s, whole answer after 9.7 s" in picture.alt
+    assert "38.71 USD" in picture.alt
+    with pytest.raises(DataError, match="price above 0"):
+        display.latency_cost_plot(published, 0)
+
+
 def test_pictures_are_small_and_have_a_width(clouds):
     vectors, kinds = clouds
     pictures = [
         display.split_picture(TEXT, SPLITS, "word1"),
         display.passage_map(vectors, kinds, vectors[0], weights=WEIGHTS),
         display.memory_plot(1000, (384, 1024, 2048), weights=WEIGHTS),
+        display.dimension_plot(1_000_000, (384, 1024, 2048, 4096)),
+        display.latency_cost_plot(published_throughput()[0], 6.88),
     ]
     for picture in pictures:
         assert len(picture.png) < display.MAX_PNG_BYTES

@@ -41,9 +41,43 @@ def test_the_bytes_computed_are_those_of_the_array(vectors, encoding):
     assert kept.bytes_per_vector == sizing.bytes_per_vector(vectors.shape[1], encoding)
 
 
-def test_memory_counts_numbers_and_links():
-    assert sizing.graph_bytes() == 128
-    assert sizing.memory(1000, 384) == 1000 * (1536 + 128)
+def test_a_link_takes_as_many_bits_as_a_place_needs():
+    assert sizing.graph_bytes(1024) == 2 * 16 * 10 / 8
+    assert sizing.graph_bytes(1025) == 2 * 16 * 11 / 8
+    assert sizing.graph_bytes(1) == 2 * 16  # at least a byte
+    assert sizing.graph_bytes(1024, m=32) == 2 * sizing.graph_bytes(1024)
+
+
+def test_memory_counts_numbers_links_and_ids():
+    assert sizing.memory(1000, 384) == 1000 * (1536 + 40 + 40)
+    assert sizing.memory(1000, 384, "int8") == 1000 * (384 + 4 + 40 + 40)
+
+
+def test_quantised_vectors_are_filled_up_as_in_qdrant():
+    rest = 40 + 40
+    assert sizing.memory(1000, 200, "int8") == 1000 * (208 + 4 + rest)
+    assert sizing.memory(1000, 200, "binary") == 1000 * (32 + rest)
+
+
+def test_disk_counts_the_full_vectors_beside_the_short_ones():
+    short = 384 + 4
+    assert sizing.disk(1000, 384, "int8", 900) - sizing.disk(1000, 384, "float32", 900) == (
+        1000 * short
+    )
+    assert sizing.disk(1000, 384, "float16", 900) < sizing.disk(1000, 384, "float32", 900)
+    blocks = sizing.disk(1, 384, "float32", 129) - sizing.disk(1, 384, "float32", 128)
+    assert blocks == 128  # a started block counts
+
+
+@given(
+    limit=st.floats(1, 1e12),
+    dimensions=st.integers(1, 4096),
+    encoding=st.sampled_from(sizing.ENCODINGS),
+)
+def test_the_most_passages_fit_and_one_more_does_not(limit, dimensions, encoding):
+    most = sizing.most_passages(limit, dimensions, encoding)
+    assert most == 0 or sizing.memory(most, dimensions, encoding) <= limit
+    assert sizing.memory(most + 1, dimensions, encoding) > limit
 
 
 def test_the_rule_of_thumb_gives_the_example_of_qdrants_documentation():
@@ -148,6 +182,10 @@ def test_the_comparison_has_a_row_an_encoding(vectors, queries):
     [
         (lambda v: sizing.bytes_per_vector(384, "int4"), "'int4'"),
         (lambda v: sizing.bytes_per_vector(0), "0 numbers"),
+        (lambda v: sizing.graph_bytes(0), "0 vectors"),
+        (lambda v: sizing.graph_bytes(5, m=0), "m=0"),
+        (lambda v: sizing.memory(5, 384, "int4"), "'int4'"),
+        (lambda v: sizing.disk(5, 384, "int8", -1), "-1 bytes"),
         (lambda v: sizing.quantise(v, "int4"), "'int4'"),
         (lambda v: sizing.quantise(v[:0], "int8"), "no vectors"),
         (lambda v: sizing.quantise(v, "int8", quantile=0), "quantile is 0"),

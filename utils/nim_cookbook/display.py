@@ -20,6 +20,8 @@ from nim_cookbook.evaluation import RetrievalScores, same_questions
 from nim_cookbook.pictures import MAX_PNG_BYTES, Picture, png_width, small_png
 from nim_cookbook.plots import (
     LossCurve,
+    dimension_plot,
+    latency_cost_plot,
     memory_plot,
     passage_map,
     refusal_plot,
@@ -48,8 +50,10 @@ __all__ = [
     "Table",
     "answers_table",
     "diff_pipelines",
+    "dimension_plot",
     "documents_table",
     "draw_pipeline",
+    "latency_cost_plot",
     "load_plot",
     "measured",
     "memory_plot",

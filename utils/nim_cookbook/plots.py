@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from nim_cookbook.prices import Published
     from nim_cookbook.refusal import RefusalPoint, RefusalRates
 
 
@@ -239,8 +240,8 @@ def memory_plot(
 ) -> Picture:
     """Draw how much memory vectors need against how many there are, by `sizing.memory`.
 
-    Computed, not measured: one panel a width, one line an encoding, and a thin one for Qdrant's
-    rule of thumb (vectors and half as much again).
+    One copy, computed, not measured: one panel a width, one line an encoding, and a thin one for
+    Qdrant's rule of thumb (vectors and half as much again).
 
     Args:
         passages: How many the reader's collection has.
@@ -252,7 +253,13 @@ def memory_plot(
     Raises:
         DataError: There are no passages or no dimensions.
     """
-    from nim_cookbook.sizing import ENCODINGS, RULE_OF_THUMB, bytes_per_vector, memory
+    from nim_cookbook.sizing import (
+        ENCODINGS,
+        RULE_OF_THUMB,
+        bytes_per_vector,
+        memory,
+        most_passages,
+    )
 
     if passages < 1 or not dimensions:
         raise DataError("memory_plot() needs one passage or more, and one width or more.")
@@ -282,7 +289,7 @@ def memory_plot(
     figure.suptitle(f"{title}, computed\nyour collection: {weights}", fontsize=10)
     fits = "; ".join(
         f"{width} numbers: "
-        + ", ".join(f"{e} {int(limit / memory(1, width, e)):,}" for e in ENCODINGS)
+        + ", ".join(f"{e} {most_passages(limit, width, e):,}" for e in ENCODINGS)
         for width in dimensions
     )
     alt = (
@@ -291,6 +298,107 @@ def memory_plot(
         f"Passages that fit into {size(limit)}, by width and encoding: {fits}."
     )
     return finished(figure, alt)
+
+
+def dimension_plot(
+    passages: int,
+    dimensions: Sequence[int],
+    *,
+    title: str = "Memory of one copy against the length of its vectors",
+) -> Picture:
+    """Draw how much memory a number of passages needs with vectors of several lengths.
+
+    Computed by `sizing.memory`: a line an encoding.
+
+    Args:
+        passages: How many.
+        dimensions: Numbers of a vector, two lengths or more.
+        title: What is drawn.
+
+    Raises:
+        DataError: There are no passages or fewer than two lengths.
+    """
+    from nim_cookbook.sizing import ENCODINGS, memory
+
+    widths = sorted(set(dimensions))
+    if passages < 1 or len(widths) < 2:
+        raise DataError("dimension_plot() needs one passage or more, and two lengths or more.")
+    figure, axes = figure_of((7.4, 3.8))
+    said = []
+    for encoding, (colour, marker) in zip(ENCODINGS, STYLES, strict=False):
+        sizes = [memory(passages, width, encoding) for width in widths]
+        axes.plot(widths, [n / 1e9 for n in sizes], marker=marker, color=colour, label=encoding)
+        listed = ", ".join(
+            f"{width} numbers {size(n)}" for width, n in zip(widths, sizes, strict=True)
+        )
+        said.append(f"{encoding}: {listed}")
+    axes.set(xlabel="numbers a vector", ylabel="memory, GB", xticks=widths)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    caption = f"{title}, {count(passages, 'passage')}, computed"
+    axes.set_title(wrapped(caption, width=80), fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    return finished(figure, f"Lines. {caption}. {'; '.join(said)}.")
+
+
+def latency_cost_plot(
+    published: Published,
+    gpu_hour: float,
+    *,
+    currency: str = "USD",
+    title: str = "Latency against cost",
+) -> Picture:
+    """Draw what a million answer tokens cost against how long an answer takes.
+
+    A point for each number of requests at once, as published, with the GPUs always busy.
+
+    Args:
+        published: Of a chat model, from `capacity.published_throughput`.
+        gpu_hour: The price of one GPU for an hour.
+        currency: Of that price.
+        title: What is drawn.
+
+    Raises:
+        DataError: The price is not above 0.
+    """
+    from matplotlib.ticker import LogLocator
+
+    if not gpu_hour > 0:
+        raise DataError(f"A GPU for {gpu_hour} an hour cannot be drawn: give a price above 0.")
+    figure, axes = figure_of((7.4, 4))
+    costs = [published.million(point, gpu_hour) for point in published.points]
+    first = [point.ttft_ms / 1000 for point in published.points]
+    whole = [published.seconds(point) for point in published.points]
+    axes.plot(first, costs, "o--", color=BLUE, label="first token")
+    axes.plot(whole, costs, "s-", color=ORANGE, label="whole answer")
+    said = []
+    for point, cost, soon, late in zip(published.points, costs, first, whole, strict=True):
+        axes.annotate(
+            str(point.concurrency), (late, cost), xytext=(4, 6), textcoords="offset points",
+            fontsize=8,
+        )  # fmt: skip
+        said.append(
+            f"{count(point.concurrency, 'request')} at once: first token after {soon:.1f} s, "
+            f"whole answer after {late:.1f} s, {cost:.2f} {currency}"
+        )
+    axes.set(xscale="log", yscale="log", xlabel="seconds")
+    axes.set_ylabel(f"{currency} a million answer tokens")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(frameon=False)
+    served = (
+        f"{published.model}, NIM {published.version}, {published.hardware}, {published.precision}; "
+        f"{published.prompt_tokens} prompt and {published.answer_tokens} answer tokens, "
+        f"published by NVIDIA; a GPU at {gpu_hour:g} {currency} an hour"
+    )
+    remark = "figures: requests at once"
+    axes.set_title(wrapped(f"{title}; {remark}", served, width=85), fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    return finished(figure, f"Lines, both axes logarithmic. {title} ({served}). {'; '.join(said)}.")
 
 
 def retrieval_plot(

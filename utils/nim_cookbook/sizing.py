@@ -1,4 +1,4 @@
-"""How much memory vectors take, and what it costs to keep them in fewer bytes.
+"""How much memory and disk vectors take, and what it costs to keep them in fewer bytes.
 
 A server that keeps quantised vectors searches those and, if asked, scores the best of them again
 with the full ones. The embedded Qdrant ignores quantisation, so the same steps are done here with
@@ -7,6 +7,9 @@ NumPy, exhaustively: what is lost is then lost by the encoding and not by an app
 The encodings follow Qdrant (https://qdrant.tech/documentation/guides/quantization/), whose scalar
 quantisation has one range for all dimensions and 128 levels in a byte; a range for each dimension
 can be asked for as well.
+
+`memory` and `disk` follow how Qdrant's engine lays a finished segment out; `nim_cookbook.measured`
+measures the same in that engine.
 """
 
 from __future__ import annotations
@@ -30,7 +33,19 @@ HNSW_M = 16
 #: Qdrant's rule of thumb: half as much again for indexes, versions and temporary segments
 #: (https://qdrant.tech/documentation/guides/capacity-planning/).
 RULE_OF_THUMB = 1.5
+#: Bytes that Qdrant keeps in memory to find a passage by its id and its id by its place: a UUID of
+#: 16 bytes by place, the same UUID with a place of 4 bytes in order, and a version of 4 bytes
+#: (https://github.com/qdrant/qdrant/tree/master/lib/segment/src/id_tracker/compressed). Haystack's
+#: store names every passage by a UUID.
+ID_BYTES = 16 + (16 + 4) + 4
 
+# Qdrant fills quantised vectors up to 16 bytes; one of a byte a number then has a float32 of its
+# score before it (`ALIGNMENT` and `ADDITIONAL_CONSTANT_SIZE` in `lib/quantization`).
+_ALIGNED, _SCORE_CONSTANT = 16, 4
+# On disk: an id is a kind, a place and a UUID, and has a version; a payload has a pointer and
+# begins a block of 128 bytes (Qdrant's `id_tracker.mappings`, `.versions` and gridstore).
+_ID_ON_DISK = (1 + 4 + 16) + 8
+_PAYLOAD_POINTER, _PAYLOAD_BLOCK = 16, 128
 _LEVELS = 127  # the highest code: Qdrant's int8 uses seven bits
 _BLOCK = 2_000_000  # scores or bytes held at once
 
@@ -53,28 +68,84 @@ def bytes_per_vector(dimensions: int, encoding: Encoding = "float32") -> int:
     return dimensions * {"float32": 4, "float16": 2, "int8": 1}[encoding]
 
 
-def graph_bytes(m: int = HNSW_M) -> int:
-    """Return the bytes of one vector's links in an HNSW graph.
+def graph_bytes(passages: int, m: int = HNSW_M) -> int:
+    """Return the most bytes that one vector's links take in Qdrant's HNSW graph.
 
-    The lowest layer, which holds every vector, has up to `2 * m` links of 4 bytes each (Malkov and
-    Yashunin, "Efficient and Robust Approximate Nearest Neighbor Search Using Hierarchical Navigable
-    Small World Graphs", TPAMI 2020, section 4.2.3). The layers above hold few and are left out.
+    The lowest layer, which holds every vector, has up to `2 * m` links (Malkov and Yashunin,
+    "Efficient and Robust Approximate Nearest Neighbor Search Using Hierarchical Navigable Small
+    World Graphs", TPAMI 2020, section 4.2.3). Qdrant packs a link into as many bits as the largest
+    place needs, eight at least (`pack_links` in its `bitpacking_links.rs`), or fewer where sorted
+    links lie close; the layers above hold few and fit into what that saves.
 
     Args:
+        passages: How many vectors the graph holds.
         m: Links of a node in the other layers.
+
+    Raises:
+        DataError: There is less than one vector, or less than one link.
     """
-    return 2 * m * 4
+    if passages < 1 or m < 1:
+        raise DataError(f"A graph of {passages} vectors with m={m} is impossible: give 1 or more.")
+    return -(-2 * m * max(8, (passages - 1).bit_length()) // 8)
 
 
 def memory(passages: int, dimensions: int, encoding: Encoding = "float32") -> int:
-    """Return the bytes that vectors and their graph take in memory; texts are not counted.
+    """Return the bytes that one copy of the vectors, their graph and their ids takes in memory.
+
+    What Qdrant needs in memory for a search: the vectors in the given encoding (with `int8` and
+    `binary` the full ones stay on disk), the links and the ids. Texts are not counted: its server
+    keeps them on disk unless told otherwise (`on_disk_payload: true` in its `config.yaml`).
 
     Args:
         passages: How many vectors.
         dimensions: How many numbers each has.
         encoding: How they are kept; see `bytes_per_vector`.
+
+    Raises:
+        DataError: As for `bytes_per_vector` and `graph_bytes`.
     """
-    return passages * (bytes_per_vector(dimensions, encoding) + graph_bytes())
+    vector = _stored_bytes(dimensions, encoding)
+    return passages * (vector + graph_bytes(passages) + ID_BYTES)
+
+
+def most_passages(limit: float, dimensions: int, encoding: Encoding = "float32") -> int:
+    """Return how many passages' vectors fit into that many bytes of memory; see `memory`.
+
+    Raises:
+        DataError: As for `bytes_per_vector`.
+    """
+    fewer, more = 0, 1 + int(limit) // bytes_per_vector(dimensions, encoding)
+    while more - fewer > 1:  # `memory` grows with every passage
+        middle = (fewer + more) // 2
+        if memory(middle, dimensions, encoding) <= limit:
+            fewer = middle
+        else:
+            more = middle
+    return fewer
+
+
+def disk(passages: int, dimensions: int, encoding: Encoding, text_bytes: int) -> int:
+    """Return the bytes that one copy takes on disk, texts included.
+
+    The full vectors (with `float16` they are the short ones), the quantised ones, the graph, the
+    ids, and each passage's payload. Qdrant compresses payloads, so this is rather too much.
+
+    Args:
+        passages: How many.
+        dimensions: How many numbers each vector has.
+        encoding: See `bytes_per_vector`.
+        text_bytes: UTF-8 bytes of a passage's text and meta data.
+
+    Raises:
+        DataError: As for `memory`, or the text has less than no bytes.
+    """
+    if text_bytes < 0:
+        raise DataError(f"A text of {text_bytes} bytes is impossible: give 0 or more.")
+    vector = bytes_per_vector(dimensions, "float16" if encoding == "float16" else "float32")
+    if encoding in ("int8", "binary"):
+        vector += _stored_bytes(dimensions, encoding)
+    payload = _PAYLOAD_POINTER + -(-text_bytes // _PAYLOAD_BLOCK) * _PAYLOAD_BLOCK
+    return passages * (vector + graph_bytes(passages) + _ID_ON_DISK + payload)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +311,15 @@ def compare(
             row[title] = f"{recall(found, exact):.3f}"
         rows.append(row)
     return rows
+
+
+def _stored_bytes(dimensions: int, encoding: Encoding) -> int:
+    """Return the bytes of one vector as Qdrant keeps it for searching."""
+    plain = bytes_per_vector(dimensions, encoding)
+    if encoding in ("float32", "float16"):
+        return plain
+    filled = -(-plain // _ALIGNED) * _ALIGNED
+    return filled + (_SCORE_CONSTANT if encoding == "int8" else 0)
 
 
 def _best(scores: npt.NDArray[Any], k: int) -> Places:
