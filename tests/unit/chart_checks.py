@@ -41,6 +41,13 @@ DEPLOY = ROOT / "deploy"
 CHART = DEPLOY / "helm" / "nim-rag-cookbook"
 RELEASE, NAMESPACE = "rag", "demo"
 NAME = "rag-nim-rag-cookbook"
+#: Definitions of KEDA's and the NIM Operator's objects; `make crds` fetches them.
+CRDS = Path(os.environ.get("CRD_DIR") or ROOT / "build" / "crds")
+CRD_FILES = (
+    "keda.sh_scaledobjects.yaml",
+    "apps.nvidia.com_nimcaches.yaml",
+    "apps.nvidia.com_nimservices.yaml",
+)
 #: The oldest Kubernetes that the chart admits, and the newest known.
 KUBERNETES = ("1.30", "1.37")
 
@@ -263,8 +270,8 @@ def crds(folder: str) -> dict[tuple[str, str], Object]:
 
 
 def custom_faults(objects: Objects) -> list[str]:
-    """Validate custom resources against the CRDs in the folder that `CRD_DIR` names."""
-    schemas = crds(os.environ["CRD_DIR"])
+    """Validate custom resources against their definitions."""
+    schemas = crds(str(CRDS))
     said = []
     for one in objects:
         schema = schemas.get((one["kind"], one["apiVersion"]))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import importlib.util
 import json
-import os
 import re
 import shutil
 import threading
@@ -29,6 +28,8 @@ from nim_cookbook.keys import LOCAL_KEY, NVIDIA_KEY
 from nim_cookbook.stores import KEY as QDRANT_KEY
 from tests.unit.chart_checks import (
     CHART,
+    CRD_FILES,
+    CRDS,
     KUBERNETES,
     MODELS,
     NAME,
@@ -66,8 +67,8 @@ from tests.unit.chart_checks import (
 )
 
 needs_crds = pytest.mark.skipif(
-    not Path(os.environ.get("CRD_DIR") or "/nonexistent").is_dir(),
-    reason="no CRDs of KEDA and the NIM Operator: put them into a folder and set CRD_DIR",
+    not all((CRDS / name).is_file() for name in CRD_FILES),
+    reason=f"no definitions of KEDA's and the NIM Operator's objects in {CRDS}: run `make crds`",
 )
 
 
