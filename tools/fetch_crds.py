@@ -1,4 +1,4 @@
-"""Fetch the definitions of KEDA's and the NIM Operator's objects, against which tests check the chart.
+"""Fetch the definitions of KEDA's and the NIM Operator's objects, to check the chart against.
 
 They come from the projects' repositories at a tag, are compared with the SHA-256 that is written
 here, and go into `build/crds`, where the tests look (or into the folder that `CRD_DIR` names).

@@ -635,6 +635,36 @@ def secret_faults(objects: Objects) -> list[str]:
     return said
 
 
+def open_faults(objects: Objects) -> list[str]:
+    """Look whether what an Ingress leads to has the token that it has to ask for."""
+    said = []
+    services = {one["metadata"]["name"]: one for one in objects if one["kind"] == "Service"}
+    for one in objects:
+        if one["kind"] != "Ingress":
+            continue
+        for rule in one["spec"]["rules"]:
+            for path in rule["http"]["paths"]:
+                service = services[path["backend"]["service"]["name"]]
+                behind = [
+                    container
+                    for _, labels, spec in pods(objects)
+                    if contains(labels, {"matchLabels": service["spec"]["selector"]})
+                    for container in spec["containers"]
+                ]
+                for container in behind:
+                    if container["name"] not in ("query", "chat"):
+                        said.append(f"{title(one)}: {container['name']} asks for no token")
+                    elif not any(
+                        entry["name"] == serving.TOKEN and "secretKeyRef" in entry["valueFrom"]
+                        for entry in container["env"]
+                    ):
+                        said.append(f"{title(one)}: {container['name']} has no token to ask for")
+        for name in one["metadata"].get("annotations", {}):
+            if name.endswith(("/enable-cors", "/cors-allow-origin")):
+                said.append(f"{title(one)}: {name} answers for the service, which has its own CORS")
+    return said
+
+
 def patience_faults(objects: Objects) -> list[str]:
     """Compare probes and times to stop with those of the services."""
     said = []

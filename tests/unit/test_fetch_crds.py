@@ -27,7 +27,7 @@ class Quiet(SimpleHTTPRequestHandler):
 @pytest.fixture
 def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(TOOL.parent))
-    import fetch_crds  # type: ignore[import-not-found]
+    import fetch_crds
 
     module: ModuleType = fetch_crds
     return module
