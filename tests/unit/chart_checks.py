@@ -736,6 +736,8 @@ def scaling_faults(objects: Objects) -> list[str]:
     asked: list[tuple[str, str]] = []
     for one in objects:
         if one["kind"] == "ScaledObject":
+            if not one["spec"].get("fallback", {}).get("replicas"):
+                said.append(f"{title(one)}: nobody works while the queue's depth cannot be read")
             for trigger in one["spec"]["triggers"]:
                 held = trigger["metadata"]
                 wanted = {"account": "$G", "stream": stream, "consumer": queue.CONSUMER}

@@ -515,6 +515,12 @@ BAD: list[tuple[str, str, Callable[[Objects], None], str]] = [
     (
         "scaling",
         "default",
+        change("ScaledObject", "indexer", "spec.fallback", ...),
+        "nobody works",
+    ),
+    (
+        "scaling",
+        "default",
         change("ScaledObject", "indexer", f"{TRIGGER}.stream", "company_JOBS"),
         "COMPANY_JOBS",
     ),
