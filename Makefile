@@ -18,7 +18,7 @@ NEED_PYTHON = command -v $(PYTHON) >/dev/null || { echo "Error: $(PYTHON) was no
 BOOTSTRAP = @$(NEED_PYTHON); $(PYTHON) tools/bootstrap.py --venv $(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage lint lab serve fetch notebooks pdfs adapter screenshot pipelines bench constraints wheel clean setup setup-dev
+.PHONY: help run test coverage lint crds lab serve fetch notebooks pdfs adapter screenshot pipelines bench constraints wheel clean setup setup-dev
 
 help: ## Show this list
 	@echo "make TARGET, with TARGET one of:"
@@ -42,6 +42,9 @@ coverage: setup-dev ## Which lines of utils/ the unit and contract tests execute
 
 lint: setup-dev ## Check style and types (the rules for notebooks are tests)
 	@$(BIN)/python tools/run_tests.py --only lint
+
+crds: ## Fetch the definitions of KEDA's and the NIM Operator's objects, to check the chart against
+	@$(NEED_PYTHON); $(PYTHON) tools/fetch_crds.py
 
 lab: setup ## Open JupyterLab with the local endpoints running (LAB_ARGS=--no-browser)
 	@$(COOKBOOK) lab $(PORTS) $(LAB_ARGS)

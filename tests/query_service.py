@@ -107,7 +107,15 @@ class Tap:
         work = self._relay.up() if on else self._relay.down()
         asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
 
+    def hold(self) -> None:
+        """Pass no request on until `release`; the callers wait."""
+        self._loop.call_soon_threadsafe(self._relay.hold)
+
+    def release(self) -> None:
+        self._loop.call_soon_threadsafe(self._relay.release)
+
     def close(self) -> None:
+        self.release()
         self.turn(on=False)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)

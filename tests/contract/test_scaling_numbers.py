@@ -4,34 +4,42 @@ KEDA's scaler `nats-jetstream` gets
 `http://<natsServerMonitoringEndpoint>/jsz?acc=<account>&consumers=true&config=true`, looks for the
 account's stream and the stream's consumer, and adds up the consumer's `num_pending` and
 `num_ack_pending`; the scaler is active when that is more than `activationLagThreshold`. Without the
-consumer it takes the stream's `state.last_seq`, that is all messages there ever were.
+consumer it takes the stream's `state.last_seq`, that is all messages there ever were; without the
+stream it says "stream not found", and after a few times the ScaledObject's fallback counts.
 
 Source: KEDA's `pkg/scalers/nats_jetstream_scaler.go` (`getNATSJetStreamMonitoringURL`,
 `getMaxMsgLag`, `GetMetricsAndActivity`) and https://keda.sh/docs/latest/scalers/nats-jetstream/.
 
-No model is needed: jobs are sent and taken as a worker would, and not worked on.
+Jobs are sent and taken as a worker would, and not worked on.
+
+The autoscaler's number is read from the query service as a process of its own, with the arguments
+and the token of the rendered Deployment, by the port, path and token of the ServiceMonitor.
+Questions stay open while the way to the chat model is held up.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
 
+from cookbook_services import app, serving
 from cookbook_services.local import LocalServices
-from cookbook_services.metrics import Measure, show
 from cookbook_services.queue import Job, Queue, connect
+from tests.query_service import Tap, TestedService, environment, index_documents, running
+from tests.support import Servers
 
 helm = pytest.importorskip("helm_python", reason="no Helm: install helm-python-sdk")
 
@@ -40,26 +48,36 @@ needs_servers = pytest.mark.skipif(sys.platform == "win32", reason="uses POSIX s
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "deploy" / "helm" / "nim-rag-cookbook"
 INDEX = "scaling"
+#: Seconds after which a number that should have changed is a fault.
+PATIENCE = 90
+#: Requests in flight for each pod; one more is asked at a time, so that another pod were wanted.
+TARGET = "5"
 
 
-def rendered(kind: str, name: str, **values: Any) -> dict[str, Any]:
-    """Return one object of the chart."""
+def everything(**values: Any) -> list[dict[str, Any]]:
+    """Return all objects of the chart."""
     made: Mapping[str, str] = helm.Chart.load(CHART).render(values, name="rag", namespace="demo")
-    found: list[dict[str, Any]] = [
+    return [
         one
         for file, text in made.items()
         if file.endswith(".yaml")
         for one in yaml.safe_load_all(text)
-        if one and one["kind"] == kind and one["metadata"]["name"].endswith(name)
+        if one
     ]
-    (one,) = found
-    return one
+
+
+def one_of(made: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
+    """Return the only object of a kind whose name ends so."""
+    (found,) = [
+        one for one in made if one["kind"] == kind and one["metadata"]["name"].endswith(name)
+    ]
+    return found
 
 
 @pytest.fixture(scope="module")
 def trigger() -> dict[str, str]:
     """What the chart tells KEDA."""
-    scaled = rendered("ScaledObject", "-indexer", index=INDEX)
+    scaled = one_of(everything(index=INDEX), "ScaledObject", "-indexer")
     (one,) = scaled["spec"]["triggers"]
     assert one["type"] == "nats-jetstream"
     metadata: dict[str, str] = one["metadata"]
@@ -111,7 +129,8 @@ async def test_keda_reads_the_queue_as_the_services_do(
     services: LocalServices, trigger: dict[str, str]
 ) -> None:
     where = endpoint(services)
-    assert keda_lag(where, trigger) is None  # before the first connection: asleep
+    # Before the first connection KEDA has an error; the worker of its fallback makes the stream.
+    assert keda_lag(where, trigger) is None
     async with connect(services.nats_url, name=INDEX) as queue:
         assert keda_lag(where, trigger) == 0
         assert not active(0, trigger)
@@ -164,41 +183,250 @@ async def test_a_misspelt_name_is_noticed(
         assert keda_lag(where, bad) != 0
 
 
-async def test_the_autoscalers_metric_is_read_where_the_chart_says() -> None:
-    """Reads the gauge through the middleware and route of the service, with requests open."""
-    monitor = rendered("ServiceMonitor", "-query", metrics={"serviceMonitor": {"enabled": True}})
-    (scrape,) = monitor["spec"]["endpoints"]
-    autoscaler = rendered(
-        "HorizontalPodAutoscaler",
-        "-query",
-        query={"autoscaling": {"requestsInFlight": {"enabled": True}}},
+@dataclass(frozen=True, slots=True)
+class Scrape:
+    """How Prometheus reads the autoscaler's metric, followed through the rendered objects.
+
+    Attributes:
+        arguments: Of the service, as its container has them.
+        container_port: Where the chart sends Prometheus.
+        path: Of the metrics.
+        token: That Prometheus shows.
+        service_token: That the service wants.
+        metric: Whose number the autoscaler reads.
+        target: That number for each pod.
+    """
+
+    arguments: tuple[str, ...]
+    container_port: int
+    path: str
+    token: str
+    service_token: str
+    metric: str
+    target: float
+
+
+def scrape(workers: int | None = None) -> Scrape:
+    """Follow ServiceMonitor, Service, container port and Secret; None for the chart's workers."""
+    # One rendering: the token is another in each.
+    made = everything(
+        metrics={"serviceMonitor": {"enabled": True}},
+        query={"autoscaling": {"requestsInFlight": {"enabled": True, "target": TARGET}}}
+        | ({"workers": workers} if workers else {}),
     )
-    (metric,) = [one["pods"] for one in autoscaler["spec"]["metrics"] if one["type"] == "Pods"]
+    (endpoint,) = one_of(made, "ServiceMonitor", "-query")["spec"]["endpoints"]
+    (port,) = [
+        entry
+        for entry in one_of(made, "Service", "-query")["spec"]["ports"]
+        if entry["name"] == endpoint["port"]
+    ]
+    (container,) = one_of(made, "Deployment", "-query")["spec"]["template"]["spec"]["containers"]
+    (target,) = [
+        entry["containerPort"]
+        for entry in container["ports"]
+        if port["targetPort"] in (entry["name"], entry["containerPort"])
+    ]
+    (wanted,) = [
+        entry["valueFrom"]["secretKeyRef"]
+        for entry in container["env"]
+        if entry["name"] == serving.TOKEN
+    ]
+    (pods,) = [
+        entry["pods"]
+        for entry in one_of(made, "HorizontalPodAutoscaler", "-query")["spec"]["metrics"]
+        if entry["type"] == "Pods"
+    ]
+    assert container["args"][:5] == [
+        *("python", "-m", "cookbook_services.app"),
+        *("--host", "0.0.0.0"),  # here it is loopback
+    ]
+    assert endpoint["authorization"]["type"] == "Bearer"
+    return Scrape(
+        arguments=tuple(container["args"][5:]),
+        container_port=target,
+        path=endpoint["path"],
+        token=secret(made, endpoint["authorization"]["credentials"]),
+        service_token=secret(made, wanted),
+        metric=pods["metric"]["name"],
+        target=float(pods["target"]["averageValue"]),
+    )
 
-    release = asyncio.Event()
 
-    async def ask(request: Request) -> Response:
-        await release.wait()
-        return PlainTextResponse("")
+def secret(made: list[dict[str, Any]], place: Mapping[str, str]) -> str:
+    """Return a key of a Secret."""
+    held = one_of(made, "Secret", place["name"])["data"][place["key"]]
+    return base64.b64decode(held).decode()
 
-    app = Starlette(routes=[Route("/ask/run", ask), Route("/metrics", show)])
-    app.add_middleware(Measure)
-    transport = httpx.ASGITransport(app=app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
 
-        async def gauge() -> float:
-            text = (await client.get(scrape["path"])).text
-            for family in text_string_to_metric_families(text):
-                if family.name == metric["metric"]["name"]:
-                    return float(family.samples[0].value)
-            raise AssertionError(f"{scrape['path']} has no {metric['metric']['name']}")
+@pytest.fixture(scope="module")
+def chat_tap(servers: Servers) -> Iterator[Tap]:
+    """The way to the chat model, which can be held up."""
+    tap = Tap(httpx.URL(servers.url("chat")).port or 0)
+    yield tap
+    tap.close()
 
-        # The request that reads is one: no target may be as low as that.
-        assert await gauge() == 1
-        assert float(metric["target"]["averageValue"]) > 1
-        asked = [asyncio.create_task(client.get("/ask/run")) for _ in range(5)]
-        await asyncio.sleep(0.05)
-        assert await gauge() == 6
-        release.set()
-        await asyncio.gather(*asked)
-        assert await gauge() == 1
+
+@pytest.fixture(scope="module")
+def indexed(services: LocalServices, servers: Servers) -> LocalServices:
+    """The servers, with something to ask about."""
+    index_documents(services)
+    return services
+
+
+@contextlib.contextmanager
+def query_service(
+    indexed: LocalServices, servers: Servers, tap: Tap, scraped: Scrape
+) -> Iterator[TestedService]:
+    """Run the query service with the arguments and the token that the chart gives it."""
+    # Nothing says another port, so in the cluster it is the default.
+    assert "--port" not in scraped.arguments
+    assert scraped.container_port == app.PORT
+    settings = environment(
+        indexed,
+        servers,
+        NIM_CHAT_URL=f"http://127.0.0.1:{tap.port}/v1",
+        **{serving.TOKEN: scraped.service_token},
+    )
+    with running(indexed, settings, *scraped.arguments) as service:
+        yield service
+
+
+class Reader:
+    """Prometheus, as far as it matters here: each reading is a connection of its own."""
+
+    def __init__(self, service: TestedService, scraped: Scrape) -> None:
+        self._url = f"{service.url}{scraped.path}"
+        self._header = {"Authorization": f"Bearer {scraped.token}"}
+        self._metric = scraped.metric
+
+    async def read(self) -> float:
+        """Return the gauge."""
+        async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+            answer = await client.get(self._url, headers=self._header)
+        assert answer.status_code == 200, answer.text
+        for family in text_string_to_metric_families(answer.text):
+            if family.name == self._metric:
+                (sample,) = family.samples
+                return float(sample.value)
+        raise AssertionError(f"{self._url} has no {self._metric}")
+
+    async def wait(self, enough: Callable[[float], bool]) -> float:
+        """Read until the gauge is as it should be, or fail with the last reading."""
+        limit = time.monotonic() + PATIENCE
+        while True:
+            with contextlib.suppress(httpx.TransportError):  # of a worker that was just killed
+                read = await self.read()
+                if enough(read):
+                    return read
+                assert time.monotonic() < limit, read
+            await asyncio.sleep(0.05)
+
+
+@contextlib.asynccontextmanager
+async def questions(
+    service: TestedService, token: str, number: int
+) -> AsyncIterator[list[asyncio.Task[httpx.Response]]]:
+    """Ask so many questions at the same time, each on a connection of its own."""
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(trust_env=False, timeout=120) as client:
+            return await client.post(
+                f"{service.url}/ask/run",
+                headers={"Authorization": f"Bearer {token}"},
+                json={"question": "Under which number are hand warmers ordered?"},
+            )
+
+    asked = [asyncio.create_task(ask()) for _ in range(number)]
+    try:
+        yield asked
+    finally:
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+
+
+@pytest.fixture(scope="module")
+def scraped() -> Scrape:
+    return scrape()
+
+
+@pytest.fixture(scope="module")
+def service(
+    indexed: LocalServices, servers: Servers, chat_tap: Tap, scraped: Scrape
+) -> Iterator[TestedService]:
+    """The query service with as many processes as in the chart."""
+    assert "--workers" in scraped.arguments
+    with query_service(indexed, servers, chat_tap, scraped) as started:
+        yield started
+
+
+async def rises_and_falls(service: TestedService, scraped: Scrape, tap: Tap) -> None:
+    """Keep questions open, see them in the gauge, let them be answered, see them gone."""
+    reader = Reader(service, scraped)
+    number = int(scraped.target) + 1
+    # The request that reads is one: no target may be as low as that.
+    assert await reader.wait(lambda read: read <= 1) == 1 < scraped.target
+    tap.hold()
+    try:
+        async with questions(service, scraped.service_token, number) as asked:
+            await reader.wait(lambda read: read >= number + 1)
+            # Whichever process answers knows of the others' requests.
+            for _ in range(10):
+                assert await reader.read() >= number + 1
+            tap.release()
+            for answer in await asyncio.gather(*asked):
+                assert "WX-77" in answer.json()["result"]["answer"]
+            assert await reader.wait(lambda read: read <= 1) == 1
+    finally:
+        tap.release()
+
+
+@needs_servers
+async def test_the_autoscaler_reads_how_many_requests_are_open(
+    service: TestedService, scraped: Scrape, chat_tap: Tap
+) -> None:
+    await rises_and_falls(service, scraped, chat_tap)
+
+
+@needs_servers
+async def test_the_requests_of_a_killed_process_do_not_count_for_ever(
+    service: TestedService, scraped: Scrape, chat_tap: Tap
+) -> None:
+    """Else one kill for want of memory would keep an idle pod busy in the autoscaler's eyes."""
+    reader = Reader(service, scraped)
+    number = int(scraped.target) + 1
+    chat_tap.hold()
+    try:
+        async with questions(service, scraped.service_token, number) as asked:
+            await reader.wait(lambda read: read >= number + 1)
+            busiest(service).kill()
+            await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED, timeout=PATIENCE)
+            assert [task for task in asked if task.done()]  # with an error: it had some
+            chat_tap.release()
+            await asyncio.gather(*asked, return_exceptions=True)
+            assert await reader.wait(lambda read: read <= 1) == 1
+    finally:
+        chat_tap.release()
+
+
+@needs_servers
+async def test_one_process_counts_alike(
+    indexed: LocalServices, servers: Servers, chat_tap: Tap
+) -> None:
+    alone = scrape(workers=1)
+    with query_service(indexed, servers, chat_tap, alone) as service:
+        await rises_and_falls(service, alone, chat_tap)
+
+
+def busiest(service: TestedService) -> psutil.Process:
+    """Return the worker with the most connections of clients."""
+    port = httpx.URL(service.url).port
+
+    def connections(worker: psutil.Process) -> int:
+        return sum(
+            one.laddr.port == port
+            for one in worker.net_connections("tcp")
+            if one.status == psutil.CONN_ESTABLISHED
+        )
+
+    return max(psutil.Process(service.process.pid).children(), key=connections)

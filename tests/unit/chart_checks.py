@@ -41,6 +41,13 @@ DEPLOY = ROOT / "deploy"
 CHART = DEPLOY / "helm" / "nim-rag-cookbook"
 RELEASE, NAMESPACE = "rag", "demo"
 NAME = "rag-nim-rag-cookbook"
+#: Definitions of KEDA's and the NIM Operator's objects; `make crds` fetches them.
+CRDS = Path(os.environ.get("CRD_DIR") or ROOT / "build" / "crds")
+CRD_FILES = (
+    "keda.sh_scaledobjects.yaml",
+    "apps.nvidia.com_nimcaches.yaml",
+    "apps.nvidia.com_nimservices.yaml",
+)
 #: The oldest Kubernetes that the chart admits, and the newest known.
 KUBERNETES = ("1.30", "1.37")
 
@@ -263,8 +270,8 @@ def crds(folder: str) -> dict[tuple[str, str], Object]:
 
 
 def custom_faults(objects: Objects) -> list[str]:
-    """Validate custom resources against the CRDs in the folder that `CRD_DIR` names."""
-    schemas = crds(os.environ["CRD_DIR"])
+    """Validate custom resources against their definitions."""
+    schemas = crds(str(CRDS))
     said = []
     for one in objects:
         schema = schemas.get((one["kind"], one["apiVersion"]))
@@ -628,6 +635,36 @@ def secret_faults(objects: Objects) -> list[str]:
     return said
 
 
+def open_faults(objects: Objects) -> list[str]:
+    """Look whether what an Ingress leads to has the token that it has to ask for."""
+    said = []
+    services = {one["metadata"]["name"]: one for one in objects if one["kind"] == "Service"}
+    for one in objects:
+        if one["kind"] != "Ingress":
+            continue
+        for rule in one["spec"]["rules"]:
+            for path in rule["http"]["paths"]:
+                service = services[path["backend"]["service"]["name"]]
+                behind = [
+                    container
+                    for _, labels, spec in pods(objects)
+                    if contains(labels, {"matchLabels": service["spec"]["selector"]})
+                    for container in spec["containers"]
+                ]
+                for container in behind:
+                    if container["name"] not in ("query", "chat"):
+                        said.append(f"{title(one)}: {container['name']} asks for no token")
+                    elif not any(
+                        entry["name"] == serving.TOKEN and "secretKeyRef" in entry["valueFrom"]
+                        for entry in container["env"]
+                    ):
+                        said.append(f"{title(one)}: {container['name']} has no token to ask for")
+        for name in one["metadata"].get("annotations", {}):
+            if name.endswith(("/enable-cors", "/cors-allow-origin")):
+                said.append(f"{title(one)}: {name} answers for the service, which has its own CORS")
+    return said
+
+
 def patience_faults(objects: Objects) -> list[str]:
     """Compare probes and times to stop with those of the services."""
     said = []
@@ -699,6 +736,8 @@ def scaling_faults(objects: Objects) -> list[str]:
     asked: list[tuple[str, str]] = []
     for one in objects:
         if one["kind"] == "ScaledObject":
+            if not one["spec"].get("fallback", {}).get("replicas"):
+                said.append(f"{title(one)}: nobody works while the queue's depth cannot be read")
             for trigger in one["spec"]["triggers"]:
                 held = trigger["metadata"]
                 wanted = {"account": "$G", "stream": stream, "consumer": queue.CONSUMER}

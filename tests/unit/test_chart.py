@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import importlib.util
 import json
-import os
 import re
 import shutil
 import threading
@@ -29,6 +28,8 @@ from nim_cookbook.keys import LOCAL_KEY, NVIDIA_KEY
 from nim_cookbook.stores import KEY as QDRANT_KEY
 from tests.unit.chart_checks import (
     CHART,
+    CRD_FILES,
+    CRDS,
     KUBERNETES,
     MODELS,
     NAME,
@@ -52,6 +53,7 @@ from tests.unit.chart_checks import (
     model_faults,
     network_faults,
     objects_in,
+    open_faults,
     patience_faults,
     reference_faults,
     rendered,
@@ -66,8 +68,8 @@ from tests.unit.chart_checks import (
 )
 
 needs_crds = pytest.mark.skipif(
-    not Path(os.environ.get("CRD_DIR") or "/nonexistent").is_dir(),
-    reason="no CRDs of KEDA and the NIM Operator: put them into a folder and set CRD_DIR",
+    not all((CRDS / name).is_file() for name in CRD_FILES),
+    reason=f"no definitions of KEDA's and the NIM Operator's objects in {CRDS}: run `make crds`",
 )
 
 
@@ -90,6 +92,7 @@ CHECKS: dict[str, Check] = {
     "resources": resource_faults,
     "hardening": hardening_faults,
     "secrets": secret_faults,
+    "open": open_faults,
     "patience": patience_faults,
     "scaling": scaling_faults,
     "network": network_faults,
@@ -434,6 +437,34 @@ BAD: list[tuple[str, str, Callable[[Objects], None], str]] = [
         "shows a secret",
     ),
     (
+        "open",
+        "hosted",
+        change("Deployment", "query", f"{CONTAINER}.env.0.name", "COOKBOOK_TOKEN"),
+        "query has no token",
+    ),
+    (
+        "open",
+        "hosted",
+        change(
+            "Ingress",
+            "chat",
+            "spec.rules.0.http.paths.0.backend.service.name",
+            f"{NAME}-qdrant",
+        ),
+        "qdrant asks for no token",
+    ),
+    (
+        "open",
+        "hosted",
+        change(
+            "Ingress",
+            "query",
+            "metadata.annotations",
+            {"nginx.ingress.kubernetes.io/enable-cors": "true"},
+        ),
+        "its own CORS",
+    ),
+    (
         "patience",
         "default",
         change("Deployment", "query", f"{POD}.terminationGracePeriodSeconds", 20),
@@ -480,6 +511,12 @@ BAD: list[tuple[str, str, Callable[[Objects], None], str]] = [
         "default",
         change("Deployment", "indexer", f"{CONTAINER}.ports.0.containerPort", 9000),
         "another port",
+    ),
+    (
+        "scaling",
+        "default",
+        change("ScaledObject", "indexer", "spec.fallback", ...),
+        "nobody works",
     ),
     (
         "scaling",

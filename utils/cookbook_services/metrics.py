@@ -7,7 +7,9 @@ it has to be set before prometheus_client is imported.
 from __future__ import annotations
 
 import os
+import sys
 import time
+from pathlib import Path
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -82,10 +84,36 @@ class Measure:
 async def show(request: Request) -> Response:
     """Answer `GET /metrics`."""
     registry = _registry
-    if os.environ.get(MULTIPROCESS):
+    if folder := os.environ.get(MULTIPROCESS):
+        forget_dead_workers(Path(folder))
         registry = CollectorRegistry()
         multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def forget_dead_workers(folder: Path) -> None:
+    """Take out of the sum what killed workers had in flight: nobody else counts it down again.
+
+    uvicorn starts another worker for one that was killed, as for want of memory, and tells
+    prometheus_client nothing (`prometheus_client.multiprocess.mark_process_dead`). Counters stay:
+    those requests were made.
+
+    Args:
+        folder: Where the workers' numbers are.
+    """
+    for file in folder.glob("gauge_live*_*.db"):
+        if not _lives(int(file.stem.rpartition("_")[2])):
+            file.unlink(missing_ok=True)  # another worker may be just as far
+
+
+def _lives(process: int) -> bool:
+    if sys.platform == "win32":  # there signal 0 would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, PermissionError):  # gone, or its number is somebody else's now
+        return False
+    return True
 
 
 def _route(scope: Scope, status: str) -> str:
