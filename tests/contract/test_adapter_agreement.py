@@ -24,6 +24,7 @@ from nim_cookbook.models import load_registry
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (the extra finetune)")
 peft = pytest.importorskip("peft", reason="PEFT is not installed (the extra finetune)")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+trainer = pytest.importorskip("local_endpoints.finetuning.trainer")
 
 PROMPTS = 50
 COMPARED = 5  # of them for the base model and the random adapter
@@ -59,10 +60,11 @@ def prompts() -> list[str]:
 
 @pytest.fixture(scope="module")
 def model(base):
-    """The base model as plain transformers loads it."""
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        base.folder, gguf_file=base.files[0][0], dtype=torch.float32
-    ).eval()
+    """The base model as plain transformers loads it, with the file parsed once."""
+    with trainer.read_once():
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            base.folder, gguf_file=base.files[0][0], dtype=torch.float32
+        ).eval()
 
 
 @pytest.fixture(scope="module")
