@@ -1,4 +1,4 @@
-"""Run what `make test` runs, one phase after another, and say at the end how each one went.
+"""Run what `make test` runs, phase by phase, and say at the end how each one went.
 
 Later phases run even when an earlier one failed, so that one run tells everything. Arguments that
 are not options of this script go to pytest: `make test PYTEST_ARGS="-k rerank"`.
@@ -7,11 +7,14 @@ are not options of this script go to pytest: `make test PYTEST_ARGS="-k rerank"`
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,13 +31,17 @@ LINT: tuple[tuple[str, ...], ...] = (
 )
 # Unit tests share nothing, so they run on all cores. The others share one local server, which
 # generates on one thread. Contract tests wait a good deal, so three run at a time, and no file is
-# split. The recipe that trains runs by itself: PyTorch's threads wait for each other, and beside
-# another recipe a step that takes four seconds took twenty-seven.
+# split. The recipe that trains runs beside no other recipe: PyTorch's threads wait for each other,
+# and a step that takes four seconds took twenty-seven. Most of its minutes go to answers, on one
+# core: lint and unit tests get the rest of the time, with a priority that lets each step go first.
 TRAINING = "tests/notebooks/test_recipes.py::test_recipe[05_gradient_notion]"
 SUITES: dict[str, tuple[str, ...]] = {
     "unit": (*PYTEST, "tests/unit", "-n", "auto"),
-    "contract": (*PYTEST, "tests/contract", "-n", "3", "--dist", "loadfile"),
     "training": (*PYTEST, TRAINING),
+    "contract": (
+        *(*PYTEST, "tests/contract", "-n", "3"),
+        *("--dist", "loadfile", "--no-loadscope-reorder"),  # its own order: the longest first
+    ),
     "notebooks": (
         *(*PYTEST, "tests/notebooks", f"--deselect={TRAINING}"),
         *("-n", "2", "--dist", "loadgroup"),
@@ -43,29 +50,85 @@ SUITES: dict[str, tuple[str, ...]] = {
 # What the recipes call is covered by the tests before them.
 TRACED_SUITES = ("unit", "contract")
 PHASES = ("lint", *SUITES)
+BESIDE_TRAINING = ("lint", "unit")
+GIVING_WAY = ("nice", "-n", "15") if shutil.which("nice") else ()  # the process that trains has 5
 
 
 def run(command: Sequence[str]) -> int:
     """Run a command in the repository's root, shown as a person would type it."""
-    shown = ["python" if part == PYTHON else part for part in command]
-    print("$", " ".join(shown), flush=True)
+    show(command)
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
-def run_phase(name: str, traced: bool, pytest_arguments: Sequence[str]) -> bool:
+def show(command: Sequence[str], remark: str = "") -> None:
+    """Print a command as a person would type it."""
+    shown = ["python" if part == PYTHON else part for part in command]
+    print("$", " ".join(shown), remark, flush=True)
+
+
+def run_phase(
+    name: str, traced: bool, pytest_arguments: Sequence[str], before: Sequence[str] = ()
+) -> bool:
     """Run one phase; true when all of it passed.
 
     Args:
         name: One of `PHASES`.
         traced: Whether to note which lines of `utils/` were executed.
         pytest_arguments: For pytest.
+        before: What stands before each command.
     """
     if name == "lint":
-        return all([run(command) == 0 for command in LINT])  # a list: each of them, always
+        return all([run([*before, *part]) == 0 for part in LINT])  # a list: each of them, always
     tracing = TRACED if traced else ()
-    code = run([*SUITES[name], *tracing, *pytest_arguments])
+    code = run([*before, *SUITES[name], *tracing, *pytest_arguments])
     selected = bool(pytest_arguments)
     return code == 0 or (selected and code == NO_TESTS_COLLECTED)
+
+
+class Training:
+    """The recipe that trains, begun at once; what it prints is kept until its turn comes."""
+
+    def __init__(self) -> None:
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
+        self._process = subprocess.Popen(
+            SUITES["training"],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+        )
+
+    def finish(self) -> bool:
+        """Wait for its end and print what it said; true when it passed."""
+        code = self._process.wait()
+        self._output.seek(0)
+        show(SUITES["training"], f"# since {BESIDE_TRAINING[0]} began")
+        print(self._output.read().decode(errors="replace"), end="", flush=True)
+        return code == 0
+
+    def close(self) -> None:
+        """End it, if it still runs."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait()
+        self._output.close()
+
+
+@contextlib.contextmanager
+def beside(phases: Sequence[str], pytest_arguments: Sequence[str]) -> Iterator[Training | None]:
+    """Begin the training early where phases that run beside it are wanted as well.
+
+    Not with arguments for pytest: they may ask for a debugger, or stop at the first failure.
+    """
+    together = "training" in phases and any(name in phases for name in BESIDE_TRAINING)
+    if not together or pytest_arguments:
+        yield None
+        return
+    training = Training()
+    try:
+        yield training
+    finally:
+        training.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,11 +147,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.coverage:
         run([PYTHON, "-m", "coverage", "erase"])
     summary: list[tuple[str, bool, float]] = []
-    for phase in phases:
-        print(f"\n===== {phase} =====", flush=True)
-        started = time.monotonic()
-        passed = run_phase(phase, options.coverage, pytest_arguments)
-        summary.append((phase, passed, time.monotonic() - started))
+    with beside(phases, pytest_arguments) as training:
+        for phase in phases:
+            print(f"\n===== {phase} =====", flush=True)
+            started = time.monotonic()
+            if training is not None and phase == "training":
+                passed = training.finish()
+            else:
+                yielding = GIVING_WAY if training is not None and phase in BESIDE_TRAINING else ()
+                passed = run_phase(phase, options.coverage, pytest_arguments, yielding)
+            summary.append((phase, passed, time.monotonic() - started))
     if options.coverage:
         print("\n===== coverage of utils/ =====", flush=True)
         # The session's servers write their figures when pytest has already put the others together.

@@ -17,13 +17,14 @@ import pytest
 
 from local_endpoints import adapters, weights
 from local_endpoints.engines.chat import ChatEngine
+from local_endpoints.gradient.training import missing_packages
 from nim_cookbook import corpus, finetuning, indexing
 from nim_cookbook.data import data_path
 from nim_cookbook.models import load_registry
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed (the extra finetune)")
-peft = pytest.importorskip("peft", reason="PEFT is not installed (the extra finetune)")
-transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+# Imported where they are used: every process that collects tests would spend seconds on them.
+missing = missing_packages()
+pytestmark = pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)}: not installed")
 
 PROMPTS = 50
 COMPARED = 5  # of them for the base model and the random adapter
@@ -46,6 +47,8 @@ def base():
 
 @pytest.fixture(scope="module")
 def tokenizer(base):
+    import transformers
+
     return transformers.AutoTokenizer.from_pretrained(base.folder, gguf_file=base.files[0][0])
 
 
@@ -59,15 +62,24 @@ def prompts() -> list[str]:
 
 @pytest.fixture(scope="module")
 def model(base):
-    """The base model as plain transformers loads it."""
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        base.folder, gguf_file=base.files[0][0], dtype=torch.float32
-    ).eval()
+    """The base model as plain transformers loads it, with the file parsed once."""
+    import torch
+    import transformers
+
+    from local_endpoints.finetuning.trainer import read_once
+
+    with read_once():
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            base.folder, gguf_file=base.files[0][0], dtype=torch.float32
+        ).eval()
 
 
 @pytest.fixture(scope="module")
 def folders(model, tmp_path_factory) -> dict[str, Path]:
     """The adapter that `make adapter` trained, and random weights on every linear layer."""
+    import peft
+    import torch
+
     random = tmp_path_factory.mktemp("adapters") / "random"
     with torch.random.fork_rng():
         torch.manual_seed(6)
@@ -86,6 +98,9 @@ def folders(model, tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def by_torch(model, tokenizer, prompts, folders) -> Iterator[dict[str, First]]:
     """Plain transformers and PEFT."""
+    import peft
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # more of them wait for each other beside other tests
     ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
@@ -99,6 +114,8 @@ def by_torch(model, tokenizer, prompts, folders) -> Iterator[dict[str, First]]:
 
 
 def first_by_torch(model, ids: list[list[int]]) -> First:
+    import torch
+
     tokens, logprobs = [], []
     with torch.inference_mode():
         for row in ids:

@@ -71,14 +71,14 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build = ["-m", "hatchling", "build", "--target", "wheel", "--directory", folder]
     run(sys.executable, *build, cwd=source)
     wheel = next(folder.glob("*.whl"))
-    venv.create(folder / "venv", with_pip=True)
+    venv.create(folder / "venv")  # our own pip installs into it
     scripts = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
     constraints = REPOSITORY / "constraints.txt"
     # Uncompiled: Python does that for what is imported, which is a small part.
-    pip = ["-m", "pip", "install", "--quiet", "--no-compile"]
+    pip = ["-m", "pip", "--python", scripts / "python", "install", "--quiet", "--no-compile"]
     install = [*pip, "-c", constraints, f"{wheel}[notebooks]"]
     try:
-        run(scripts / "python", *install)
+        run(sys.executable, *install)
     except AssertionError as error:
         if any(words in str(error) for words in OFFLINE):
             pytest.skip("needs a network, to install the wheel's dependencies")

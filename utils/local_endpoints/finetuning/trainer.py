@@ -94,7 +94,7 @@ class _Encoded:
 
 
 @contextlib.contextmanager
-def _read_once() -> Iterator[None]:
+def read_once() -> Iterator[None]:
     """Have transformers parse a GGUF file once, which takes it most of the time it needs to load.
 
     It opens the file for the tokenizer, the configuration and the tensors, and makes the table of
@@ -127,7 +127,7 @@ class Trainer:
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         if threads:
             torch.set_num_threads(threads)
-        with _read_once():
+        with read_once():
             self._tokenizer = AutoTokenizer.from_pretrained(base.parent, gguf_file=base.name)
             self._base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 base.parent, gguf_file=base.name, dtype=torch.float32
