@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,7 @@ SMALL = 500
 _BATCH = 1000
 _WORDS = 200  # of a passage's text
 _SEARCHES = 200
+_READS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +97,23 @@ def store_memory_measured(
         small, large = Path(name, "small"), Path(name, "large")
         _child("write", str(small), str(SMALL), *settings)
         written = _child("write", str(large), str(passages), *settings)
-        before = _child("read", str(small), str(SMALL), *settings)["rss"]
-        after = _child("read", str(large), str(passages), *settings)["rss"]
+        before = _resident_of(small, SMALL, *settings)
+        after = _resident_of(large, passages, *settings)
         files = [path for path in large.rglob("*") if path.is_file()]
         occupied = sum(path.stat().st_blocks * 512 for path in files)
     # The small store's own passages were taken off as well.
     taken = after - before + memory(SMALL, dimensions, encoding)
     seconds = time.perf_counter() - began
     return StoreMemory(passages, taken, after, occupied, written["text_bytes"], seconds)
+
+
+def _resident_of(store: Path, passages: int, *settings: str) -> int:
+    """Return the resident memory of a process that searches a store.
+
+    The median of several, as an allocator's luck is worth half a megabyte.
+    """
+    step = ("read", str(store), str(passages), *settings)
+    return statistics.median_low(_child(*step)["rss"] for _ in range(_READS))
 
 
 def _child(*arguments: str) -> dict[str, int]:
