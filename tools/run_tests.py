@@ -33,15 +33,15 @@ LINT: tuple[tuple[str, ...], ...] = (
 # generates on one thread. Contract tests wait a good deal, so three run at a time, and no file is
 # split. The recipe that trains runs beside no other recipe: PyTorch's threads wait for each other,
 # and a step that takes four seconds took twenty-seven. Most of its minutes go to answers, on one
-# core: lint and unit tests get the rest of the time, with a priority that lets each step go first.
+# core: the phases before it get the rest of the time, with a priority that lets each step go first.
 TRAINING = "tests/notebooks/test_recipes.py::test_recipe[05_gradient_notion]"
 SUITES: dict[str, tuple[str, ...]] = {
     "unit": (*PYTEST, "tests/unit", "-n", "auto"),
-    "training": (*PYTEST, TRAINING),
     "contract": (
         *(*PYTEST, "tests/contract", "-n", "3"),
         *("--dist", "loadfile", "--no-loadscope-reorder"),  # its own order: the longest first
     ),
+    "training": (*PYTEST, TRAINING),
     "notebooks": (
         *(*PYTEST, "tests/notebooks", f"--deselect={TRAINING}"),
         *("-n", "2", "--dist", "loadgroup"),
@@ -50,7 +50,7 @@ SUITES: dict[str, tuple[str, ...]] = {
 # What the recipes call is covered by the tests before them.
 TRACED_SUITES = ("unit", "contract")
 PHASES = ("lint", *SUITES)
-BESIDE_TRAINING = ("lint", "unit")
+BESIDE_TRAINING = ("lint", "unit", "contract")
 GIVING_WAY = ("nice", "-n", "15") if shutil.which("nice") else ()  # the process that trains has 5
 
 

@@ -476,7 +476,8 @@ def _scaled(notebook: NotebookNode) -> Iterator[str]:
 
 
 def _alt(notebook: NotebookNode, tag: str) -> str:
-    return text(notebook, tag) + html(notebook, tag)
+    shown = [o.get("data", {}).get("text/markdown", "") for o in tagged(notebook, tag).outputs]
+    return text(notebook, tag) + html(notebook, tag) + "".join(map("".join, shown))
 
 
 GUARDS: dict[str, Guard] = {

@@ -34,6 +34,7 @@ ENOUGH = {"03": "first-index", "04": "index"}
 STOPS = {
     "05": ("adapter", "Training needs", "torch, peft, transformers", "finetune"),
     "06": ("connect", "There is no nats-server", "did not start", "serve"),
+    "07": ("connect", "There is no nats-server", "did not start", "serve"),
 }
 
 # What pip says when no package index can be reached at all.

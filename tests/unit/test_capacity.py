@@ -69,7 +69,8 @@ def test_a_plan_worked_out_by_hand():
     assert plan.service_nodes == plan.store_nodes == 1
     assert plan.gpus == {"embedding": 1, "reranking": 2, "chat": 3}  # 1400 / (800 * 0.7) = 2.5
     costs = {cost.part: cost.month for cost in plan.costs}
-    assert costs["chat NIM"] == pytest.approx(3 * PRICES.gpu("H100").hour * 730)
+    assert costs["chat NIM"] == pytest.approx(PRICES.gpu("H100").hour * 730)  # of eight GPUs
+    assert plan.month_of("chat NIM", "embedding NIM") == costs["chat NIM"] + costs["embedding NIM"]
     assert costs["embedding NIM"] == pytest.approx(PRICES.gpu("L4").hour * 730)
     assert costs["NVIDIA AI Enterprise"] == pytest.approx(6 * PRICES.licence.gpu_year / 12)
     assert costs["vector store"] == pytest.approx(PRICES.node("r7i.xlarge").hour * 730)
@@ -260,3 +261,17 @@ def test_cost_falls_as_requests_wait_longer():
     assert table.million(last, 10) < table.million(first, 10)
     assert table.seconds(last) > table.seconds(first)
     assert len(table.rows(10)) == len(table.points)
+
+
+def test_the_gpus_of_an_instance_are_in_one_machine():
+    rates = dataclasses.replace(RATES, chat_gpus=3)  # two such instances fit into eight GPUs
+    plan = capacity.plan(work(queries_per_second=14, answer_tokens=100), rates, PRICES)
+    assert plan.gpus["chat"] == 9
+    assert plan.month_of("chat NIM") == pytest.approx(2 * PRICES.gpu("H100").hour * 730)
+    with pytest.raises(DataError, match="an instance of the chat model needs 3 in one machine"):
+        capacity.plan(work(), rates, PRICES, gpus={**capacity.GPUS, "chat": "L4"})
+
+
+def test_a_lost_node_leaves_enough_for_the_peak():
+    plan = capacity.plan(work(queries_per_second=28, spares=1), RATES, PRICES)
+    assert (plan.replicas, plan.service_nodes) == (5, 2)  # four vCPUs each hold the four needed

@@ -97,17 +97,24 @@ async def test_an_open_load_does_not_wait_for_answers(service: Service) -> None:
     # Nobody is answered before all five are there.
     service.meeting = threading.Barrier(5)
     target = service.target({}, *[{"meet": True}] * 5)
-    made = await load.open_load(target, 100, seconds=5, most=6)
+    made = await load.open_load(target, 120, seconds=0.05, most=6)
     assert (made.clients, len(made.latencies), made.failed) == (None, 6, 0)
-    assert made.row()["clients"] == "open"
+    assert made.row()["sent/s"] == 120.0
+    assert "clients" not in made.row()
 
 
-async def test_the_moments_of_an_open_load_come_from_the_seed(service: Service) -> None:
-    numbers = []
-    for seed in (1, 1, 2):
-        made = await load.open_load(service.target(), 60, seconds=0.5, seed=seed)
-        numbers.append(len(made.latencies))
-    assert numbers[0] == numbers[1] != numbers[2]
+@pytest.mark.parametrize(("rate", "number"), [(0.1, 0), (1000, 5000)])
+async def test_an_open_load_that_cannot_be_sent_is_refused(
+    service: Service, rate: float, number: int
+) -> None:
+    with pytest.raises(DataError, match=f"for 5 s are {number}: give a rate"):
+        await load.open_load(service.target(), rate, seconds=5)
+    assert service.asked == []
+
+
+async def test_an_open_load_sends_what_it_should(service: Service) -> None:
+    made = await load.open_load(service.target(), 60, seconds=0.5)
+    assert (len(made.latencies), made.offered) == (30, 60.0)
 
 
 async def test_a_service_that_is_not_there_is_said(service: Service) -> None:
@@ -167,8 +174,27 @@ def test_saturation_is_the_fewest_clients_that_reach_nearly_the_most() -> None:
             load.saturation(bad)
 
 
+def test_a_load_with_failures_is_no_saturation() -> None:
+    broken = load.Load("x", 16, (0.1,) * 99, 1, 1.0, 10.0)
+    assert load.saturation([made(1, 10), made(2, 11), broken]).clients == 1
+    with pytest.raises(DataError, match="failed under each load"):
+        load.saturation([broken])
+
+
+def test_in_time_ends_with_the_first_that_is_not() -> None:
+    def at(clients: int, seconds: float, failed: int = 0) -> load.Load:
+        return load.Load("x", clients, (seconds,) * 20, failed, 1.0, 1.0)
+
+    loads = [at(1, 0.1), at(2, 0.4), at(4, 0.6), at(8, 0.3)]
+    assert [one.clients for one in load.in_time(loads, 0.5)] == [1, 2]
+    assert [one.clients for one in load.in_time([at(1, 0.1), at(2, 0.1, 1)], 0.5)] == [1]
+    with pytest.raises(DataError, match=r"within 0\.05 s"):
+        load.in_time(loads, 0.05)
+
+
 def test_a_load_without_answers_has_no_percentiles() -> None:
     nothing = load.Load("search", 2, (), 5, 1.0, 3.0)
+    assert nothing.row()["p95, ms"] == "none"
     with pytest.raises(DataError, match="'search' was answered: 5 failed"):
         nothing.percentile(50)
 

@@ -88,6 +88,7 @@ class Load:
         failed: Requests that were answered otherwise, or not at all.
         seconds: From the first request to the last answer.
         work: Seconds that all requests together were open, failed ones included.
+        offered: Requests sent a second, of an open load; clients of a closed one ask when they can.
     """
 
     what: str
@@ -96,6 +97,7 @@ class Load:
     failed: int
     seconds: float
     work: float
+    offered: float | None = None
 
     @property
     def per_second(self) -> float:
@@ -126,11 +128,17 @@ class Load:
         return float(np.percentile(self.latencies, percent))
 
     def row(self) -> dict[str, object]:
-        """Return a line of a table; times in milliseconds."""
-        times = {f"p{p}, ms": round(self.percentile(p) * 1000) for p in (50, 95, 99)}
+        """Return a line of a table; times in milliseconds, and none where nothing was answered."""
+        times = {
+            f"p{p}, ms": round(self.percentile(p) * 1000) if self.latencies else "none"
+            for p in (50, 95)
+        }
+        asked: dict[str, object] = {"clients": self.clients}
+        if self.offered is not None:
+            asked = {"sent/s": round(self.offered, 1)}
         return {
             "what": self.what,
-            "clients": "open" if self.clients is None else self.clients,
+            **asked,
             "answers": len(self.latencies),
             "failed": self.failed,
             "answers/s": round(self.per_second, 1),
@@ -185,57 +193,89 @@ async def open_load(
 ) -> Load:
     """Send requests at random moments, at a mean rate, and time the answers.
 
-    The pauses between requests have an exponential distribution, so that the number of them in any
-    second has a Poisson distribution, as when many people ask who do not know of one another.
+    The moments are spread evenly at random over the time, which is what a Poisson process looks
+    like once the number of its events is known: many people ask, who do not know of one another.
 
     Args:
         target: What is asked.
         per_second: Mean rate of the requests.
         seconds: For how long requests are sent; at most `LONGEST`.
         most: How many requests together.
-        seed: Of the random pauses.
+        seed: Of the random moments.
         what: Name of what is loaded; by default the route.
 
     Raises:
-        DataError: An argument is out of range.
+        DataError: An argument is out of range, or that rate and time are less than one request or
+            more than `most`.
         EndpointUnreachable: The service does not answer the first request with status 200.
     """
     _check(seconds, most, per_second=per_second)
+    number = round(per_second * seconds)
+    if not 1 <= number <= most:
+        raise DataError(
+            f"{per_second:g} requests a second for {seconds:g} s are {number}: give a rate and a "
+            f"time that make 1 to {most}."
+        )
+    moments = np.sort(np.random.default_rng(seed).uniform(0, seconds, number)).tolist()
     tally = _Tally(target)
-    pauses = np.random.default_rng(seed).exponential(1 / per_second, most)
-    moments = [moment for moment in np.cumsum(pauses).tolist() if moment < seconds]
 
     async def ask(http: aiohttp.ClientSession, moment: float, body: Mapping[str, Any]) -> None:
         due = tally.began + moment
         await asyncio.sleep(due - time.perf_counter())
         await tally.ask(http, body, due)
 
-    async with target.session(max(1, len(moments))) as http:
+    async with target.session(number) as http:
         await _first(http, target)
         tally.begin()
         asked = zip(moments, itertools.cycle(target.bodies), strict=False)
         await asyncio.gather(*(ask(http, moment, body) for moment, body in asked))
-    return tally.load(what or target.route, None)
+    return tally.load(what or target.route, None, number / seconds)
 
 
 def saturation(loads: Sequence[Load], share: float = SATURATED) -> Load:
     """Return the load with the fewest clients that reaches nearly the highest throughput.
 
-    More clients than these only wait longer.
+    More clients than these only wait longer. Where it is the last one, throughput may still rise.
 
     Args:
-        loads: Closed loads on the same service.
+        loads: Closed loads on the same service; those with failures do not count.
         share: Of the highest throughput among them.
 
     Raises:
-        DataError: There are none, or one is an open load.
+        DataError: There are none, one is an open load, or all had failures.
     """
     if not loads or any(load.clients is None for load in loads):
         raise DataError("Saturation is found among closed loads: give at least one.")
-    enough = share * max(load.per_second for load in loads)
+    whole = [load for load in loads if not load.failed]
+    if not whole:
+        raise DataError("Requests failed under each load: look at the service's log first.")
+    enough = share * max(load.per_second for load in whole)
     return min(
-        (load for load in loads if load.per_second >= enough), key=lambda load: load.clients or 0
+        (load for load in whole if load.per_second >= enough), key=lambda load: load.clients or 0
     )
+
+
+def in_time(loads: Sequence[Load], goal: float, percent: float = 95) -> list[Load]:
+    """Return the first loads at which enough answers came in time, up to the first that missed it.
+
+    Args:
+        loads: Closed loads on the same service, by rising number of clients.
+        goal: Seconds.
+        percent: Of the answers that should come within the goal.
+
+    Raises:
+        DataError: Not even the first one did.
+    """
+
+    def kept(load: Load) -> bool:
+        return not load.failed and bool(load.latencies) and load.percentile(percent) <= goal
+
+    found = list(itertools.takewhile(kept, loads))
+    if not found:
+        raise DataError(
+            f"Nothing was answered within {goal:g} s often enough: choose a later goal."
+        )
+    return found
 
 
 class _Tally:
@@ -269,9 +309,10 @@ class _Tally:
         else:
             self._failed += 1
 
-    def load(self, what: str, clients: int | None) -> Load:
+    def load(self, what: str, clients: int | None, offered: float | None = None) -> Load:
         elapsed = time.perf_counter() - self.began
-        return Load(what, clients, tuple(self._latencies), self._failed, elapsed, self._work)
+        latencies = tuple(self._latencies)
+        return Load(what, clients, latencies, self._failed, elapsed, self._work, offered)
 
 
 async def _first(http: aiohttp.ClientSession, target: Target) -> None:

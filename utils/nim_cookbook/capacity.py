@@ -276,6 +276,14 @@ class Plan:
         """What everything costs a month."""
         return sum(cost.month for cost in self.costs)
 
+    def month_of(self, *parts: str) -> float:
+        """Return what some parts cost a month together.
+
+        Args:
+            *parts: By their names in `costs`; one that the plan does not have costs nothing.
+        """
+        return sum(cost.month for cost in self.costs if cost.part in parts)
+
     def rows(self) -> list[dict[str, object]]:
         """Return a row for each part and one for their sum."""
         title = f"{self.currency} a month"
@@ -309,7 +317,8 @@ def plan(
         gpus: The GPU of each role, by its name in the prices.
 
     Raises:
-        DataError: A node or GPU is not in the prices, or a role has none.
+        DataError: A node or GPU is not in the prices, a role has none, or an instance of the chat
+            model needs more GPUs than the machine has.
     """
     store = store_size(workload)
     kept, served = prices.node(store_node), prices.node(service_node)
@@ -317,7 +326,8 @@ def plan(
     room = math.ceil(store.disk_all * RULE_OF_THUMB / 1e9)
     nodes = max(workload.copies, math.ceil(store.memory_all * RULE_OF_THUMB / usable))
     replicas = _needed(workload.queries_per_second, rates.service, rates, workload)
-    hosts = max(math.ceil(replicas / served.vcpus), 1 + workload.spares)
+    # So that what is left after a loss holds the replicas that the peak needs.
+    hosts = math.ceil((replicas - workload.spares) / served.vcpus) + workload.spares
     counts = _gpu_counts(workload, rates)
     costs = [
         Cost("vector store", f"{nodes} x {kept.name}", nodes * kept.hour * HOURS_A_MONTH),
@@ -332,10 +342,15 @@ def plan(
         if counts[role]:
             if role not in gpus:
                 raise DataError(f"No GPU is named for {role}: add it to gpus.")
-            gpu = prices.gpu(gpus[role])
-            machines = math.ceil(counts[role] / gpu.gpus)
-            hour = machines * gpu.hour
-            costs.append(Cost(f"{role} NIM", f"{counts[role]} x {gpu.name}", hour * HOURS_A_MONTH))
+            gpu, each = prices.gpu(gpus[role]), _gpus_each(role, rates)
+            if gpu.gpus < each:
+                raise DataError(
+                    f"{gpu.machine} has {count(gpu.gpus, 'GPU')}, and an instance of the {role} "
+                    f"model needs {each} in one machine: name another GPU."
+                )
+            machines = math.ceil(counts[role] / each / (gpu.gpus // each))
+            quantity = f"{counts[role]} x {gpu.name} in {machines} x {gpu.machine}"
+            costs.append(Cost(f"{role} NIM", quantity, machines * gpu.hour * HOURS_A_MONTH))
     licensed = sum(counts.values())
     if licensed:
         year = licensed * prices.licence.gpu_year
@@ -358,9 +373,14 @@ def _gpu_counts(workload: Workload, rates: Rates) -> dict[Role, int]:
     found: dict[Role, int] = {}
     for role in ROLES:
         rate: float | None = getattr(rates, role)
-        each = rates.chat_gpus if role == "chat" else 1
-        found[role] = 0 if rate is None else each * _needed(load[role], rate, rates, workload)
+        instances = 0 if rate is None else _needed(load[role], rate, rates, workload)
+        found[role] = _gpus_each(role, rates) * instances
     return found
+
+
+def _gpus_each(role: Role, rates: Rates) -> int:
+    """Return the GPUs of one instance."""
+    return rates.chat_gpus if role == "chat" else 1
 
 
 def _positive(values: Mapping[str, float]) -> None:

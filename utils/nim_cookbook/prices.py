@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from nim_cookbook.data import data_path
 from nim_cookbook.errors import DataError
@@ -180,7 +181,7 @@ class Prices:
         return f"{said} Older than {STALE_AFTER} days, look them up again: {', '.join(old)}."
 
     def rows(self) -> list[dict[str, object]]:
-        """Return a row for each price: what, how much, for what, from when and where."""
+        """Return a row for each price: what, how much, for what, from when and from which site."""
         listed: list[tuple[Price, float, str]] = [
             *((g, g.hour, f"hour of {g.machine}, {count(g.gpus, 'GPU')}") for g in self.gpus),
             *((n, n.hour, f"hour, {n.vcpus} vCPUs, {n.memory_gib} GiB") for n in self.nodes),
@@ -195,7 +196,7 @@ class Prices:
                 self.currency: f"{value:,.4g}" if value < 1000 else f"{value:,.0f}",
                 "for": unit,
                 "as of": price.as_of.isoformat(),
-                "source": price.source,
+                "source": urlsplit(price.source).hostname,
             }
             for price, value, unit in listed
         ]
