@@ -196,13 +196,18 @@ def pods(objects: Objects) -> Iterator[tuple[Object, Object, Object]]:
 
 def component(objects: Objects, name: str) -> Object:
     """Return the only container of a component."""
+    container: Object = component_spec(objects, name)["containers"][0]
+    return container
+
+
+def component_spec(objects: Objects, name: str) -> Object:
+    """Return what is in the pods of a component."""
     (spec,) = [
         spec
         for _, labels, spec in pods(objects)
         if labels.get("app.kubernetes.io/component") == name
     ]
-    container: Object = spec["containers"][0]
-    return container
+    return spec
 
 
 def contains(labels: Object, selector: Object) -> bool:
@@ -812,6 +817,40 @@ def _endpoint_faults(objects: Objects, one: Object, endpoint: str) -> list[str]:
     return [] if int(port) in ports else [f"{title(one)}: no Service answers at {endpoint}"]
 
 
+def durability_faults(objects: Objects) -> list[str]:
+    """Look for what an acknowledgement, a copy or an alert promises and does not hold."""
+    said = []
+    for one, labels, spec in pods(objects):
+        if labels.get("app.kubernetes.io/component") == "nats":
+            (container,) = spec["containers"]
+            files = mounted_files(objects, spec)
+            words = [*container["args"], "", ""]
+            text = files.get(words[words.index("--config") + 1] if "--config" in words else "")
+            if text is None:
+                said.append(f"{title(one)}: it reads no configuration of the chart's")
+            elif not re.search(r"^\s*sync_interval: always$", text, re.M):
+                said.append(f"{title(one)}: it acknowledges jobs that are not on the disk")
+            if "checksum/config" not in one["spec"]["template"]["metadata"].get("annotations", {}):
+                said.append(f"{title(one)}: a change of its configuration starts no new pod")
+    return said
+
+
+def mounted_files(objects: Objects, spec: Object) -> dict[str, str]:
+    """Return the files that a pod's first container has from ConfigMaps, by path."""
+    volumes = {volume["name"]: volume for volume in spec.get("volumes", ())}
+    found = {}
+    for mount in spec["containers"][0].get("volumeMounts", ()):
+        source = volumes.get(mount["name"], {}).get("configMap")
+        if source and mount.get("readOnly"):
+            (held,) = [
+                one["data"]
+                for one in objects
+                if (one["kind"], one["metadata"]["name"]) == ("ConfigMap", source["name"])
+            ]
+            found |= {f"{mount['mountPath']}/{name}": text for name, text in held.items()}
+    return found
+
+
 # ------------------------------------------------------------------------- ways through the network
 
 INTERNET = "the internet"
@@ -961,8 +1000,16 @@ def network_faults(objects: Objects) -> list[str]:
 
 
 def compose_file() -> Object:
+    """Return the services, with the text of their configuration files by path."""
     loaded: Object = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))
-    return loaded["services"]
+    services: Object = loaded["services"]
+    for service in services.values():
+        if "configs" in service:
+            service["configs"] = {
+                one["target"]: loaded["configs"][one["source"]]["content"]
+                for one in service["configs"]
+            }
+    return services
 
 
 def default_of(text: str) -> str:
@@ -1025,7 +1072,8 @@ def disagreements(objects: Objects, composed: Object, profile: str) -> list[str]
     for service, name in TWINS.items():
         if service == "local-nims" and profile != "local":
             continue
-        container = component(objects, name)
+        spec = component_spec(objects, name)
+        container = spec["containers"][0]
         twin = composed[service]
         if container["image"] != twin["image"]:
             said.append(f"{service}: image {twin['image']} and {container['image']}")
@@ -1069,6 +1117,10 @@ def disagreements(objects: Objects, composed: Object, profile: str) -> list[str]
             r"-m (\S+)", theirs_[-1]
         ):
             said.append(f"{service}: command {theirs_} and {command}")
+        files = {path: text.strip() for path, text in mounted_files(objects, spec).items()}
+        theirs_files = {path: text.strip() for path, text in twin.get("configs", {}).items()}
+        if files != theirs_files:
+            said.append(f"{service}: files {theirs_files} and {files}")
         folders = {
             str(v).split(":")[1] for v in twin.get("volumes", ()) if not str(v).startswith("${")
         }
