@@ -664,6 +664,11 @@ def open_faults(objects: Objects) -> list[str]:
                         for entry in container["env"]
                     ):
                         said.append(f"{title(one)}: {container['name']} has no token to ask for")
+        if "ingress-nginx" in json.dumps(one) or any(
+            name.startswith("nginx.ingress.kubernetes.io/")
+            for name in one["metadata"].get("annotations", {})
+        ):
+            said.append(f"{title(one)}: it is for ingress-nginx, which nobody maintains")
         for name in one["metadata"].get("annotations", {}):
             if name.endswith(("/enable-cors", "/cors-allow-origin")):
                 said.append(f"{title(one)}: {name} answers for the service, which has its own CORS")
@@ -950,7 +955,7 @@ def needed_ways(objects: Objects) -> Iterator[tuple[str, str, int]]:
         if one["kind"] == "Ingress":
             for rule in one["spec"]["rules"]:
                 to = rule["http"]["paths"][0]["backend"]["service"]["name"].removeprefix(f"{NAME}-")
-                yield "namespace:ingress-nginx", to, {"query": app.PORT, "chat": 8080}[to]
+                yield "namespace:traefik", to, {"query": app.PORT, "chat": 8080}[to]
         if one["kind"] in ("ServiceMonitor", "PodMonitor"):
             to = one["metadata"]["name"].removeprefix(f"{NAME}-")
             yield (

@@ -480,6 +480,28 @@ BAD: list[tuple[str, str, Callable[[Objects], None], str]] = [
         "its own CORS",
     ),
     (
+        "open",
+        "hosted",
+        change(
+            "Ingress",
+            "chat",
+            "metadata.annotations",
+            {"nginx.ingress.kubernetes.io/proxy-body-size": "50m"},
+        ),
+        "nobody maintains",
+    ),
+    (
+        "network",
+        "hosted",
+        change(
+            "NetworkPolicy",
+            "query",
+            ("spec", "ingress", 0, "from", 2, "namespaceSelector", "matchLabels"),
+            {"kubernetes.io/metadata.name": "ingress-nginx"},
+        ),
+        "namespace:traefik does not reach query",
+    ),
+    (
         "patience",
         "default",
         change("Deployment", "query", f"{POD}.terminationGracePeriodSeconds", 20),
@@ -824,7 +846,7 @@ def test_a_disagreement_is_found(
     assert any(why in one for one in said), said
 
 
-# ------------------------------------------------------------------- the NATS server's configuration
+# ------------------------------------------------------------------ the NATS server's configuration
 
 
 def nats_file() -> str:
