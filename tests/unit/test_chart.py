@@ -950,6 +950,9 @@ REFUSED: list[tuple[Object, str]] = [
     ({"nims": {"enabled": True}, "localNims": {"enabled": True}}, "choose one"),
     ({"qdrant": {"enabled": False}}, "there is no store"),
     ({"qdrant": {"replicas": 1}}, "larger than qdrant.replicas"),
+    ({"qdrant": {"snapshots": {"size": "79Gi"}}}, "(keep + 1) x qdrant.persistence.size, 80Gi"),
+    ({"qdrant": {"snapshots": {"keep": 4}}}, "qdrant.persistence.size, 100Gi"),
+    ({"qdrant": {"persistence": {"size": "21Gi"}}}, "qdrant.persistence.size, 84Gi"),
     ({"store": {"url": "https://qdrant.example.com"}}, "two stores"),
     ({"store": {"url": "postgresql://cookbook:word@db/x"}}, "url"),
     ({"nats": {"enabled": False}}, "there is no queue"),
@@ -969,6 +972,24 @@ REFUSED: list[tuple[Object, str]] = [
 def test_values_that_cannot_work_are_refused(values: Object, why: str) -> None:
     with pytest.raises(helm.HelmError, match=re.escape(why)):
         templated(values)
+
+
+@pytest.mark.parametrize(
+    "qdrant",
+    [
+        {"snapshots": {"keep": 1, "size": "40Gi"}},
+        {"snapshots": {"size": "1Ti"}},
+        {"snapshots": {"enabled": False, "size": "1Gi"}},
+        {
+            "snapshots": {"size": "20Gi"},
+            "extraEnv": [
+                {"name": "QDRANT__STORAGE__SNAPSHOTS_CONFIG__SNAPSHOTS_STORAGE", "value": "s3"}
+            ],
+        },
+    ],
+)
+def test_room_for_snapshots_is_not_asked_for_in_vain(qdrant: Object) -> None:
+    assert templated({"qdrant": qdrant})
 
 
 def schema_faults(schema: Object, values: Object) -> list[str]:
