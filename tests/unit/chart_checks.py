@@ -837,6 +837,25 @@ def durability_faults(objects: Objects) -> list[str]:
                 said.append(f"{title(one)}: it acknowledges jobs that are not on the disk")
             if "checksum/config" not in one["spec"]["template"]["metadata"].get("annotations", {}):
                 said.append(f"{title(one)}: a change of its configuration starts no new pod")
+    for one in objects:
+        if one["kind"] == "PrometheusRule":
+            said += _alert_faults(one)
+    return said
+
+
+def _alert_faults(one: Object) -> list[str]:
+    said = []
+    for rule in (rule for group in one["spec"]["groups"] for rule in group["rules"]):
+        said += [
+            f"{title(one)}: {rule['alert']} has no {name}"
+            for name in ("summary", "description")
+            if not rule["annotations"].get(name)
+        ]
+        success = "kube_cronjob_status_last_successful_time"
+        if success in rule["expr"] and not re.search(
+            rf"kube_cronjob_created.*\bunless\b.*{success}", rule["expr"]
+        ):
+            said.append(f"{title(one)}: {rule['alert']} is silent where nothing ever succeeded")
     return said
 
 

@@ -665,6 +665,23 @@ BAD: list[tuple[str, str, Callable[[Objects], None], str]] = [
         change("StatefulSet", "nats", "spec.template.metadata.annotations", ...),
         "starts no new pod",
     ),
+    (
+        "durability",
+        "gpu",
+        change(
+            "PrometheusRule",
+            "",
+            "spec.groups.0.rules.6.expr",
+            "time() - max(kube_cronjob_status_last_successful_time) > 172800",
+        ),
+        "nothing ever succeeded",
+    ),
+    (
+        "durability",
+        "gpu",
+        change("PrometheusRule", "", "spec.groups.0.rules.1.annotations.description", ...),
+        "CookbookQueryErrors has no description",
+    ),
     ("network", "default", without("NetworkPolicy", "query"), "test does not reach query"),
     ("network", "default", change("NetworkPolicy", "default", "spec.egress", []), "kube-system"),
     (
