@@ -837,6 +837,19 @@ def durability_faults(objects: Objects) -> list[str]:
                 said.append(f"{title(one)}: it acknowledges jobs that are not on the disk")
             if "checksum/config" not in one["spec"]["template"]["metadata"].get("annotations", {}):
                 said.append(f"{title(one)}: a change of its configuration starts no new pod")
+        lasting = one["kind"] in ("Deployment", "StatefulSet")
+        for rule in spec.get("topologySpreadConstraints", ()) if lasting else ():
+            strict = rule["whenUnsatisfiable"] == "DoNotSchedule"
+            copies = one["spec"].get("replicas", 1)
+            wanted = (
+                labels.get("app.kubernetes.io/component") == "qdrant"
+                and rule["topologyKey"] == "kubernetes.io/hostname"
+                and copies > 1
+            )
+            if wanted and not (strict and rule.get("minDomains") == copies):
+                said.append(f"{title(one)}: copies of a shard may be on one node")
+            if strict and not wanted:
+                said.append(f"{title(one)}: it does not start where it cannot be spread")
     for one in objects:
         if one["kind"] == "PrometheusRule":
             said += _alert_faults(one)

@@ -667,6 +667,34 @@ BAD: list[tuple[str, str, Callable[[Objects], None], str]] = [
     ),
     (
         "durability",
+        "default",
+        change(
+            "StatefulSet",
+            "qdrant",
+            f"{POD}.topologySpreadConstraints.0.whenUnsatisfiable",
+            "ScheduleAnyway",
+        ),
+        "may be on one node",
+    ),
+    (
+        "durability",
+        "default",
+        change("StatefulSet", "qdrant", f"{POD}.topologySpreadConstraints.0.minDomains", ...),
+        "may be on one node",
+    ),
+    (
+        "durability",
+        "default",
+        change(
+            "Deployment",
+            "query",
+            f"{POD}.topologySpreadConstraints.1.whenUnsatisfiable",
+            "DoNotSchedule",
+        ),
+        "cannot be spread",
+    ),
+    (
+        "durability",
         "gpu",
         change(
             "PrometheusRule",
