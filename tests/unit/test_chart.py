@@ -36,10 +36,12 @@ from tests.unit.chart_checks import (
     CHART,
     CRD_FILES,
     CRDS,
+    FILES_OF_VALUES,
     KUBERNETES,
     MODELS,
     NAME,
     NAMESPACE,
+    OTHERS,
     PROFILES,
     RELEASE,
     ROOT,
@@ -974,6 +976,29 @@ def test_it_lints(name: str) -> None:
     report = helm.lint(CHART, values_of(name), strict=True)
     assert [m for m in report["messages"] if m["severity"] > 1] == []
     assert report["errors"] == []
+
+
+def unnamed(name: str, text: str) -> list[str]:
+    """Return what a reader has to bring along and the comments of a values file do not name."""
+    comments = " ".join(line for line in text.splitlines() if line.lstrip().startswith("#"))
+    made = json.dumps(rendered(name))
+    wanted = [one for one in OTHERS if f'"{one}"' in made]
+    if '"ReadWriteMany"' in made:
+        wanted += ["ReadWriteMany", "fsGroup"]
+    # Only k3d takes images from a laptop.
+    wanted += ["k3d image import"] if name == "local" else ["images.service.repository"]
+    return sorted(one for one in wanted if one not in comments)
+
+
+@pytest.mark.parametrize("name", FILES_OF_VALUES)
+def test_a_values_file_says_what_it_needs(name: str) -> None:
+    assert unnamed(name, (CHART / f"values-{name}.yaml").read_text("utf-8")) == []
+
+
+def test_a_need_that_is_not_said_is_found() -> None:
+    text = (CHART / "values-hosted.yaml").read_text("utf-8")
+    bad = text.replace("secret tls rag-tls", "secret tls").replace("ReadWriteMany", "")
+    assert unnamed("hosted", bad) == ["ReadWriteMany", "rag-tls"]
 
 
 REFUSED: list[tuple[Object, str]] = [
