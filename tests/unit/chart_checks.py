@@ -1085,6 +1085,14 @@ def environment(objects: Objects, container: Object) -> dict[str, str | None]:
     return found
 
 
+def sized(command: list[str]) -> list[str]:
+    """Return a command without its number of processes: a chart has pods, Compose one container."""
+    return [
+        "N" if number and command[number - 1] == "--workers" else word
+        for number, word in enumerate(command)
+    ]
+
+
 def expected_names(service: str, composed: Object, profile: str) -> set[str]:
     """Return the variables that Compose gives a service, less what the chart rightly leaves out."""
     names = set(composed[service].get("environment", ()))
@@ -1145,7 +1153,7 @@ def disagreements(objects: Objects, composed: Object, profile: str) -> list[str]
         if (
             service in ("query", "chat", "local-nims", "queue")
             and profile != "local"
-            and command != theirs_
+            and sized(command) != sized(theirs_)
         ):
             said.append(f"{service}: command {theirs_} and {command}")
         if service == "indexer" and command[:3] != theirs_[:3]:
