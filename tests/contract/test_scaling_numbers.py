@@ -354,7 +354,7 @@ def scraped() -> Scrape:
 def service(
     indexed: LocalServices, servers: Servers, chat_tap: Tap, scraped: Scrape
 ) -> Iterator[TestedService]:
-    """The query service with two processes: whichever is read has to know of the other's requests."""
+    """The query service with two processes: each has to know of the other's requests."""
     assert scraped.arguments == ("--workers", "2")
     with query_service(indexed, servers, chat_tap, scraped) as started:
         yield started
