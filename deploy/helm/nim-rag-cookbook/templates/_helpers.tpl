@@ -64,13 +64,22 @@ securityContext:
   capabilities: {drop: [ALL]}
 {{- end }}
 
-{{/* Over nodes and zones where that is possible. Argument: (list $ "component"). */}}
+{{/* Over nodes and zones where that is possible. Argument: (list $ "component"), or
+     (list $ "component" replicas) where no two pods may share a node. */}}
 {{- define "cookbook.spread" -}}
+{{- $apart := 0 }}
+{{- if gt (len .) 2 }}{{ $apart = int (index . 2) }}{{ end }}
 topologySpreadConstraints:
 {{- range $key := list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
   - maxSkew: 1
     topologyKey: {{ $key }}
+    {{- if and (gt $apart 1) (eq $key "kubernetes.io/hostname") }}
+    # While there are fewer nodes than that, maxSkew is counted from zero: one pod on each.
+    minDomains: {{ $apart }}
+    whenUnsatisfiable: DoNotSchedule
+    {{- else }}
     whenUnsatisfiable: ScheduleAnyway
+    {{- end }}
     labelSelector:
       matchLabels:
         {{- include "cookbook.selector" $ | nindent 8 }}
