@@ -4,7 +4,8 @@
 the HNSW graph and closes the store; another opens it, searches, and reads its resident memory (RSS
 in `/proc/self/smaps_rollup`, memory-mapped files included; where there is no such file psutil tells
 it, which was not tried). The same is done with a small store of the same settings, and the
-difference is what the passages take: the library's code, its threads and an empty store are in both.
+difference is what the passages take: the library's code, its threads and an empty store are in
+both.
 
 Payloads are on disk, as Qdrant's server has them unless told otherwise. With `int8` and `binary`
 the quantised vectors are in memory and the full ones on disk, and searches do not score again.
