@@ -36,7 +36,6 @@ __all__ = [
     "passages_of",
     "plan",
     "published_throughput",
-    "rate_of",
     "store_size",
 ]
 
@@ -71,20 +70,6 @@ def passages_of(tokens: int, chunk: int, overlap: int) -> int:
             "token or more, and an overlap smaller than the passage."
         )
     return 1 + max(0, math.ceil((tokens - chunk) / (chunk - overlap)))
-
-
-def rate_of(in_flight: float, seconds: float) -> float:
-    """Return the requests a second of a replica that has some in flight, by Little's law.
-
-    Args:
-        in_flight: How many requests it works on at once.
-        seconds: How long one takes.
-
-    Raises:
-        DataError: One of them is not above 0.
-    """
-    _positive({"in_flight": in_flight, "seconds": seconds})
-    return in_flight / seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,7 +188,7 @@ class Rates:
     A role whose rate is None is not run by you, and gets no GPU.
 
     Attributes:
-        service: Queries a second of a replica of the query service; see `rate_of`.
+        service: Queries a second of a replica of the query service.
         embedding: Queries a second that one GPU embeds.
         reranking: Queries a second whose passages one GPU reranks.
         chat: Answer tokens a second of one instance of the chat model.

@@ -255,20 +255,6 @@ class Published:
         """
         return self.gpus * gpu_hour / (point.tokens_per_second * 3600) * 1e6
 
-    def rows(self, gpu_hour: float, currency: str = "USD") -> list[dict[str, object]]:
-        """Return a row for each concurrency: how long an answer takes, and what it costs."""
-        return [
-            {
-                "requests at once": point.concurrency,
-                "first token": f"{point.ttft_ms / 1000:.2f} s",
-                "whole answer": f"{self.seconds(point):.1f} s",
-                "answer tokens/s": f"{point.tokens_per_second:,.0f}",
-                "answers/s": f"{point.tokens_per_second / self.answer_tokens:.2f}",
-                f"{currency} a million tokens": f"{self.million(point, gpu_hour):.2f}",
-            }
-            for point in self.points
-        ]
-
 
 def published_throughput(path: str | Path | None = None) -> tuple[Published, ...]:
     """Read what NVIDIA publishes about chat NIMs.
