@@ -1,14 +1,17 @@
-"""Which files begin first; and what the two modules on Notion share: the wiki and its server."""
+"""Which files begin first; what modules share: the wiki, its server, a way to the chat model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
 from local_endpoints.notion import Workspace, load_workspace
 from nim_cookbook.data import data_path
 from tests.notion_server import serving
+from tests.query_service import Tap
+from tests.support import Servers
 
 # xdist hands out whole files in this order, so that no long one is left for the end. Those that
 # compute stand beside those that wait for other processes.
@@ -44,3 +47,11 @@ def url(wiki: Workspace) -> Iterator[str]:
     """The address of a local Notion that serves it."""
     with serving(wiki) as address:
         yield address
+
+
+@pytest.fixture(scope="module")
+def chat_tap(servers: Servers) -> Iterator[Tap]:
+    """The way to the chat model, which can be held up."""
+    tap = Tap(httpx.URL(servers.url("chat")).port or 0)
+    yield tap
+    tap.close()

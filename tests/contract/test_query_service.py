@@ -83,13 +83,6 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest.fixture(scope="module")
-def chat_tap(servers: Servers) -> Iterator[Tap]:
-    tap = Tap(httpx.URL(servers.url("chat")).port or 0)
-    yield tap
-    tap.close()
-
-
-@pytest.fixture(scope="module")
 def service(
     services: LocalServices,
     servers: Servers,

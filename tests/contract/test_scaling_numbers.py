@@ -26,27 +26,23 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
-import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from cookbook_services import app, serving
+from cookbook_services import app, chart, serving
 from cookbook_services.local import LocalServices
 from cookbook_services.queue import Job, Queue, connect
 from tests.query_service import Tap, TestedService, environment, index_documents, running
 from tests.support import Servers
 
-helm = pytest.importorskip("helm_python", reason="no Helm: install helm-python-sdk")
+pytest.importorskip("helm_python", reason="no Helm: install helm-python-sdk")
 
 needs_servers = pytest.mark.skipif(sys.platform == "win32", reason="uses POSIX signals and sockets")
 
-ROOT = Path(__file__).resolve().parents[2]
-CHART = ROOT / "deploy" / "helm" / "nim-rag-cookbook"
 INDEX = "scaling"
 #: Seconds after which a number that should have changed is a fault.
 PATIENCE = 90
@@ -54,31 +50,16 @@ PATIENCE = 90
 TARGET = "5"
 
 
-def everything(**values: Any) -> list[dict[str, Any]]:
+def everything(**values: Any) -> chart.Manifests:
     """Return all objects of the chart."""
-    made: Mapping[str, str] = helm.Chart.load(CHART).render(values, name="rag", namespace="demo")
-    return [
-        one
-        for file, text in made.items()
-        if file.endswith(".yaml")
-        for one in yaml.safe_load_all(text)
-        if one
-    ]
-
-
-def one_of(made: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
-    """Return the only object of a kind whose name ends so."""
-    (found,) = [
-        one for one in made if one["kind"] == kind and one["metadata"]["name"].endswith(name)
-    ]
-    return found
+    return chart.render(overrides=values, release="rag", namespace="demo")
 
 
 @pytest.fixture(scope="module")
 def trigger() -> dict[str, str]:
     """What the chart tells KEDA."""
-    scaled = one_of(everything(index=INDEX), "ScaledObject", "-indexer")
-    (one,) = scaled["spec"]["triggers"]
+    scaled = everything(index=INDEX).one("ScaledObject", "indexer")
+    (one,) = scaled.data["spec"]["triggers"]
     assert one["type"] == "nats-jetstream"
     metadata: dict[str, str] = one["metadata"]
     return metadata
@@ -214,13 +195,13 @@ def scrape(workers: int | None = None) -> Scrape:
         query={"autoscaling": {"requestsInFlight": {"enabled": True, "target": TARGET}}}
         | ({"workers": workers} if workers else {}),
     )
-    (endpoint,) = one_of(made, "ServiceMonitor", "-query")["spec"]["endpoints"]
+    (endpoint,) = made.one("ServiceMonitor", "query").data["spec"]["endpoints"]
     (port,) = [
         entry
-        for entry in one_of(made, "Service", "-query")["spec"]["ports"]
+        for entry in made.one("Service", "query").data["spec"]["ports"]
         if entry["name"] == endpoint["port"]
     ]
-    (container,) = one_of(made, "Deployment", "-query")["spec"]["template"]["spec"]["containers"]
+    (container,) = made.one("Deployment", "query").data["spec"]["template"]["spec"]["containers"]
     (target,) = [
         entry["containerPort"]
         for entry in container["ports"]
@@ -233,7 +214,7 @@ def scrape(workers: int | None = None) -> Scrape:
     ]
     (pods,) = [
         entry["pods"]
-        for entry in one_of(made, "HorizontalPodAutoscaler", "-query")["spec"]["metrics"]
+        for entry in made.one("HorizontalPodAutoscaler", "query").data["spec"]["metrics"]
         if entry["type"] == "Pods"
     ]
     assert container["args"][:5] == [
@@ -252,18 +233,10 @@ def scrape(workers: int | None = None) -> Scrape:
     )
 
 
-def secret(made: list[dict[str, Any]], place: Mapping[str, str]) -> str:
+def secret(made: chart.Manifests, place: Mapping[str, str]) -> str:
     """Return a key of a Secret."""
-    held = one_of(made, "Secret", place["name"])["data"][place["key"]]
+    held = made.one("Secret", place["name"]).data["data"][place["key"]]
     return base64.b64decode(held).decode()
-
-
-@pytest.fixture(scope="module")
-def chat_tap(servers: Servers) -> Iterator[Tap]:
-    """The way to the chat model, which can be held up."""
-    tap = Tap(httpx.URL(servers.url("chat")).port or 0)
-    yield tap
-    tap.close()
 
 
 @pytest.fixture(scope="module")
@@ -360,25 +333,34 @@ def service(
         yield started
 
 
-async def rises_and_falls(service: TestedService, scraped: Scrape, tap: Tap) -> None:
-    """Keep questions open, see them in the gauge, let them be answered, see them gone."""
+@contextlib.asynccontextmanager
+async def open_questions(
+    service: TestedService, scraped: Scrape, tap: Tap
+) -> AsyncIterator[tuple[Reader, list[asyncio.Task[httpx.Response]]]]:
+    """Keep one question more than the target open, until the tap is released; seen in the gauge."""
     reader = Reader(service, scraped)
     number = int(scraped.target) + 1
-    # The request that reads is one: no target may be as low as that.
-    assert await reader.wait(lambda read: read <= 1) == 1 < scraped.target
     tap.hold()
     try:
         async with questions(service, scraped.service_token, number) as asked:
             await reader.wait(lambda read: read >= number + 1)
-            # Whichever process answers knows of the others' requests.
-            for _ in range(10):
-                assert await reader.read() >= number + 1
-            tap.release()
-            for answer in await asyncio.gather(*asked):
-                assert "WX-77" in answer.json()["result"]["answer"]
-            assert await reader.wait(lambda read: read <= 1) == 1
+            yield reader, asked
     finally:
         tap.release()
+
+
+async def rises_and_falls(service: TestedService, scraped: Scrape, tap: Tap) -> None:
+    """Keep questions open, see them in the gauge, let them be answered, see them gone."""
+    # The request that reads is one: no target may be as low as that.
+    assert await Reader(service, scraped).wait(lambda read: read <= 1) == 1 < scraped.target
+    async with open_questions(service, scraped, tap) as (reader, asked):
+        # Whichever process answers knows of the others' requests.
+        for _ in range(10):
+            assert await reader.read() >= len(asked) + 1
+        tap.release()
+        for answer in await asyncio.gather(*asked):
+            assert "WX-77" in answer.json()["result"]["answer"]
+        assert await reader.wait(lambda read: read <= 1) == 1
 
 
 @needs_servers
@@ -393,20 +375,13 @@ async def test_the_requests_of_a_killed_process_do_not_count_for_ever(
     service: TestedService, scraped: Scrape, chat_tap: Tap
 ) -> None:
     """Else one kill for want of memory would keep an idle pod busy in the autoscaler's eyes."""
-    reader = Reader(service, scraped)
-    number = int(scraped.target) + 1
-    chat_tap.hold()
-    try:
-        async with questions(service, scraped.service_token, number) as asked:
-            await reader.wait(lambda read: read >= number + 1)
-            busiest(service).kill()
-            await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED, timeout=PATIENCE)
-            assert [task for task in asked if task.done()]  # with an error: it had some
-            chat_tap.release()
-            await asyncio.gather(*asked, return_exceptions=True)
-            assert await reader.wait(lambda read: read <= 1) == 1
-    finally:
+    async with open_questions(service, scraped, chat_tap) as (reader, asked):
+        busiest(service).kill()
+        await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED, timeout=PATIENCE)
+        assert [task for task in asked if task.done()]  # with an error: it had some
         chat_tap.release()
+        await asyncio.gather(*asked, return_exceptions=True)
+        assert await reader.wait(lambda read: read <= 1) == 1
 
 
 @needs_servers

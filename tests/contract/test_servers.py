@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ import pytest
 
 from local_endpoints.weights import cache_dir
 from nim_cookbook.models import load_registry
+from tests.http_server import listening
 from tests.support import free_port_block
 from tests.unit import tiny_models
 
@@ -251,8 +251,9 @@ class TestStartAndEnd:
         """
         base = free_port_block()
         code = (
-            "from local_endpoints import ports, options, server\n"
-            "ports.is_loopback = lambda host: False\n"
+            "from local_endpoints import options, server\n"
+            "from nim_cookbook import hosts\n"
+            "hosts.is_loopback = lambda host: False\n"
             f"server.main(options.ServeOptions(port_base={base}))\n"
         )
         environment = {**os.environ, "COOKBOOK_LOCAL_KEY": "secret"}
@@ -334,10 +335,8 @@ class TestOtherWeights:
         tiny_models.write_tokenizer(files)
         tiny_models.write_model(files / "model.onnx", "score")
         handler = functools.partial(QuietFiles, directory=str(files))
-        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as store:
-            threading.Thread(target=store.serve_forever, daemon=True).start()
-            yield f"http://127.0.0.1:{store.server_port}"
-            store.shutdown()
+        with listening(handler) as url:
+            yield url
 
     @staticmethod
     def options(store: str, files: Path) -> list[str]:

@@ -24,6 +24,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cookbook_services import app, compose, counting, guard, indexer, metrics, queue, serving
+from cookbook_services.chart import manifests, values_file
 from cookbook_services.settings import INDEX
 from nim_cookbook.keys import NVIDIA_KEY, SELF_HOSTED_KEY
 
@@ -101,8 +102,7 @@ def values_of(name: str) -> Object:
         return {}
     if name in FURTHER:
         return copy.deepcopy(FURTHER[name])
-    loaded: Object = yaml.safe_load((CHART / f"values-{name}.yaml").read_text("utf-8"))
-    return loaded
+    return values_file(name)
 
 
 @functools.cache
@@ -116,13 +116,7 @@ def templated(values: Object) -> dict[str, str]:
 
 
 def objects_in(made: dict[str, str]) -> Objects:
-    return [
-        one
-        for file, text in made.items()
-        if file.endswith(".yaml")
-        for one in yaml.safe_load_all(text)
-        if one
-    ]
+    return [one.data for one in manifests(made)]
 
 
 @functools.cache

@@ -15,10 +15,9 @@ import re
 import shutil
 import subprocess
 import sysconfig
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,6 +31,7 @@ from cookbook_services.local import nats_server
 from cookbook_services.settings import FILES, NATS_URL, STORE_URL
 from nim_cookbook.keys import LOCAL_KEY, NVIDIA_KEY
 from nim_cookbook.stores import KEY as QDRANT_KEY
+from tests.http_server import listening
 from tests.unit.chart_checks import (
     CHART,
     CRD_FILES,
@@ -1296,11 +1296,8 @@ def node(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(Node, "peers", 1)
     monkeypatch.setattr(Node, "keys", [])
     monkeypatch.setattr(Node, "held", ["snapshot-1", "snapshot-2", "snapshot-3"])
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Node)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with listening(Node) as url:
+        yield url
 
 
 def test_pods_wait_until_all_nodes_have_found_each_other(

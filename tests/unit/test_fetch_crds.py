@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from tests.http_server import listening
 from tests.unit.chart_checks import CRD_FILES, ROOT, SETS, _rendered
 
 TOOL = ROOT / "tools" / "fetch_crds.py"
@@ -39,11 +39,8 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     (tmp_path / "source" / "owner" / "v1").mkdir(parents=True)
     (tmp_path / "source" / "owner" / "v1" / "a.yaml").write_bytes(CONTENT)
     handler = partial(Quiet, directory=str(tmp_path / "source"))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with listening(handler) as url:
+        yield url
 
 
 def test_a_file_is_fetched_once(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from nim_cookbook import keys, local
 from nim_cookbook.errors import ConfigurationError, EndpointUnreachable, MissingKeyError
 from nim_cookbook.local import LocalServer
 from nim_cookbook.services import connect_gradient, connect_notion, notion_id
+from tests.http_server import listening
 
 TOKEN = "notion-fake-token-for-tests"
 NVIDIA = "nvapi-fake-key-for-tests"
@@ -60,13 +60,10 @@ def silent_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalServer]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
+    with listening(Handler) as url:
         found = LocalServer(dict.fromkeys(local.SERVERS, url), "nvapi-local-throw-away", 8000)
         monkeypatch.setattr(local, "ensure_running", lambda **_: found)
         yield found
-        server.shutdown()
     assert set(seen) <= {"Bearer nvapi-local-throw-away"}
 
 

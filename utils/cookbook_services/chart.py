@@ -165,10 +165,19 @@ def render(
             made: dict[str, str] = chart.render(given, name=release, namespace=namespace)
         except (helm_python.HelmValuesError, helm_python.HelmRenderError) as error:
             raise ConfigurationError(f"The chart refuses these values: {_reason(error)}") from None
-    return Manifests(_manifests(made))
+    return manifests(made)
 
 
-def _manifests(made: Mapping[str, str]) -> Iterator[Manifest]:
+def manifests(made: Mapping[str, str]) -> Manifests:
+    """Return the objects of a rendering.
+
+    Args:
+        made: The rendered text of each template, by its path, as Helm's engine gives it.
+    """
+    return Manifests(_objects(made))
+
+
+def _objects(made: Mapping[str, str]) -> Iterator[Manifest]:
     for file, text in sorted(made.items()):
         if not file.endswith(".yaml"):
             continue  # what is said after an install

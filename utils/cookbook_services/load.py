@@ -10,7 +10,6 @@ moments at a mean rate, whatever becomes of them: it finds what those people fee
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import itertools
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ import aiohttp
 import numpy as np
 
 from nim_cookbook.errors import ConfigurationError, DataError, EndpointUnreachable
+from nim_cookbook.hosts import is_loopback
 
 #: Requests that one load sends at most.
 MOST = 400
@@ -55,7 +55,7 @@ class Target:
 
     def __post_init__(self) -> None:
         """Refuse what must not be loaded."""
-        if not _is_loopback(urlsplit(self.url).hostname or ""):
+        if not is_loopback(urlsplit(self.url).hostname or ""):
             raise ConfigurationError(
                 f"{self.url} is not on this machine, and load goes to services of this machine "
                 "only: give an address such as http://127.0.0.1:1416."
@@ -336,10 +336,3 @@ def _check(seconds: float, most: int, **positive: float) -> None:
     for name, value in {"most": most, **positive}.items():
         if not value > 0:
             raise DataError(f"{name} is {value:g}: give a number above 0.")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import errno
-import ipaddress
 import os
 import socket
 
 import psutil
 
 from nim_cookbook.errors import ConfigurationError, PortInUseError
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a bind address is reachable from this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def holder(port: int) -> str:

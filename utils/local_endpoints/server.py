@@ -22,6 +22,7 @@ from local_endpoints.gradient.store import AdapterStore, adapters_dir
 from local_endpoints.notion import build_app as build_notion
 from local_endpoints.notion import load_workspace
 from local_endpoints.options import PORT_OFFSETS, ServeOptions, base_url
+from nim_cookbook import hosts
 from nim_cookbook.data import data_path
 from nim_cookbook.errors import CookbookError
 from nim_cookbook.models import load_registry
@@ -89,7 +90,7 @@ class Start:
         self.registry = load_registry()
         self.peft = peft_source.settings(options.port_base)
         self.services = loading.make_services(self.registry)
-        self.off_loopback = not ports.is_loopback(options.host)
+        self.off_loopback = not hosts.is_loopback(options.host)
         self.contents: dict[str, str] = {"catalog": "all three roles"}
         self.apps = self._build_apps()
         self.watcher: asyncio.Task[None] | None = None

@@ -60,11 +60,10 @@ class StoragePrice:
 
 @dataclass(frozen=True, slots=True)
 class LicencePrice:
-    """The licence that NIMs need in production, a GPU for a year or for an hour."""
+    """The licence that NIMs need in production, a GPU for a year."""
 
     name: str
     gpu_year: float
-    gpu_hour: float
     as_of: date
     source: str
 
