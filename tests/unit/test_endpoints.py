@@ -233,9 +233,10 @@ def test_the_hosted_key_never_reaches_a_self_hosted_server(nim):
 def test_a_local_stand_in_says_so(nim):
     nim.metadata = {
         "localStandIn": True,
-        "weights": [{"role": "chat", "description": "Tiny, Q4_1"}],
+        "weights": [{"role": "chat", "description": "Tiny, Q4_1", "refusalLogit": -2.5}],
     }
     assert self_hosted(nim).chat.weights == "Tiny, Q4_1 (local stand-in)"
+    assert self_hosted(nim).chat.refusal_logit == -2.5
 
 
 def test_the_catalogs_model_is_preferred_to_the_first(nim):
