@@ -637,6 +637,13 @@ def test_the_servers_end_with_a_notebook_that_is_killed(stand_in, tmp_path):
     assert not alive(pid)
 
 
+def test_servers_of_another_set_of_models_are_left_alone(stand_in):
+    endpoints.connect()
+    for wanted, found in (("", True), ("default", True), ("small", False)):
+        use(COOKBOOK_MODELS=wanted)
+        assert (local.find_running() is not None) is found
+
+
 def test_servers_of_somebody_else_are_used_and_left_alone(stand_in):
     other = subprocess.Popen(
         [*local.SERVER_COMMAND, "--port-base", str(stand_in)],
