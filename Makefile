@@ -4,6 +4,11 @@ VENV ?= .venv
 # Recipes to run (`make run RECIPES="01 02"`), and where the endpoints are: local, hosted, self-hosted.
 RECIPES ?=
 ENDPOINTS ?=
+# Which local models answer: default, better, small (`make run MODELS=small`).
+MODELS ?=
+ifneq ($(MODELS),)
+export COOKBOOK_MODELS := $(MODELS)
+endif
 # First of the local endpoints' ports (`make serve PORT_BASE=9000`); 8000 when it is not set.
 PORT_BASE ?=
 PORTS = $(if $(PORT_BASE),--port-base $(PORT_BASE))

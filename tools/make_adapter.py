@@ -201,7 +201,7 @@ class Maker:
     def __init__(self, bars: Progress) -> None:
         """Fetch the weights and put the test questions together."""
         self.bars = bars
-        chat = load_registry().weights_of_set("chat", "small")
+        chat = load_registry().weights_for("chat", "small")
         self.weights = resolve(chat, report=bars.console.print)
         self.base = self.weights.folder / self.weights.files[0][0]
         self.cases = finetuning.cases(corpus.load_company().split("test"), passages(100, 20))

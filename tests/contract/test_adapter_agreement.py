@@ -42,7 +42,7 @@ class First:
 @pytest.fixture(scope="module")
 def base():
     """The chat weights of the registry, on disk."""
-    return weights.resolve(load_registry().weights_of_set("chat", "small"), report=print)
+    return weights.resolve(load_registry().weights_for("chat", "small"), report=print)
 
 
 @pytest.fixture(scope="module")

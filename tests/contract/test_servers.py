@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import http.server
 import json
 import os
 import signal
@@ -12,18 +9,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
 import httpx
 import pytest
 
-from local_endpoints.weights import cache_dir
+from local_endpoints.weights import folder_of
 from nim_cookbook.models import load_registry
-from tests.http_server import listening
 from tests.support import free_port_block
-from tests.unit import tiny_models
 
 NAMES = ["chat", "embedding", "reranking", "catalog"]
 REGISTRY = load_registry()
@@ -292,74 +286,33 @@ class TestStartAndEnd:
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
-class TestOtherWeights:
-    """Any role can be pointed at another file or URL with a hash."""
+class TestAnOwnChatModel:
+    """The chat role can be pointed at a GGUF file of the reader's."""
 
-    def test_the_better_set_is_what_the_registry_lists(self):
-        chosen = {role: REGISTRY.weights_of_set(role, "better") for role in ("chat", "reranking")}
-        assert {weights.set for weights in chosen.values()} == {"better"}
-        assert all(file.url for weights in chosen.values() for file in weights.files)
-        assert REGISTRY.weights_of_set("embedding", "better").set == "small"
-
-    def test_a_cross_encoder_from_a_url_answers(self, file_store: str, tmp_path: Path):
-        """A tiny cross-encoder behind a loopback file server stands for the larger one."""
+    def test_it_answers_under_its_own_name(self, tmp_path: Path):
+        weights = REGISTRY.weights_for("chat", "small")
+        own = tmp_path / "Mine.gguf"
+        own.symlink_to(folder_of(weights) / weights.files[0].name)
         base = free_port_block()
-        options = ["--port-base", str(base), *self.options(file_store, tmp_path / "files")]
-        process = start(*options, COOKBOOK_CACHE_DIR=str(self.cache(tmp_path)))
+        process = start("--port-base", str(base), "--chat-model", str(own))
         try:
             wait_ready(process)
-            url = f"http://127.0.0.1:{base + 2}/v1"
-            entries = httpx.get(f"{url}/metadata").json()["weights"]
-            assert {entry["engine"] for entry in entries} == {"onnx-cross-encoder"}
-            passages = [{"text": "one"}, {"text": "four"}, {"text": "two"}]
-            body = {"query": {"text": "zero"}, "passages": passages}
-            rankings = httpx.post(f"{url}/ranking", json=body).json()["rankings"]
-            assert [entry["index"] for entry in rankings] == [1, 2, 0]
+            metadata = httpx.get(f"http://127.0.0.1:{base}/v1/metadata").json()
+            assert "your own file" in metadata["weights"][0]["description"]
         finally:
             process.terminate()
             process.wait(timeout=30)
 
-    def test_a_file_with_another_hash_is_refused(self, file_store: str, tmp_path: Path):
-        options = self.options(file_store, tmp_path / "files")
-        options[1] = options[1][:-4] + "beef"
-        cache = str(self.cache(tmp_path))
-        sentence = refused(
-            "--port-base", str(free_port_block()), *options, COOKBOOK_CACHE_DIR=cache
-        )
-        assert "model.onnx" in sentence
-
-    @pytest.fixture
-    def file_store(self, tmp_path: Path) -> Iterator[str]:
-        """The base URL of a loopback file server with a tiny cross-encoder."""
-        files = tmp_path / "files"
-        tiny_models.write_tokenizer(files)
-        tiny_models.write_model(files / "model.onnx", "score")
-        handler = functools.partial(QuietFiles, directory=str(files))
-        with listening(handler) as url:
-            yield url
-
-    @staticmethod
-    def options(store: str, files: Path) -> list[str]:
-        """Return the options that point the reranker at the store's files."""
-        options = []
-        for name in ("model.onnx", "tokenizer.json"):
-            digest = hashlib.sha256((files / name).read_bytes()).hexdigest()
-            options += ["--reranking-model", f"{store}/{name}#sha256={digest}"]
-        return options
-
-    @staticmethod
-    def cache(tmp_path: Path) -> Path:
-        """Return a cache of its own that has the other roles' weights already."""
-        cache = tmp_path / "cache"
-        (cache / "weights").mkdir(parents=True)
-        for folder in (cache_dir() / "weights").iterdir():
-            if folder.is_dir():
-                (cache / "weights" / folder.name).symlink_to(folder)
-        return cache
+    def test_a_file_of_another_kind_is_refused(self, tmp_path: Path):
+        (tmp_path / "model.gguf").write_text("no model")
+        given = str(tmp_path / "model.gguf")
+        sentence = refused("--port-base", str(free_port_block()), "--chat-model", given)
+        assert "is no GGUF file" in sentence
 
 
-class QuietFiles(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder without a line on each request."""
+class TestTheSetOfModels:
+    """COOKBOOK_MODELS chooses it; a set that does not exist is one sentence."""
 
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
+    def test_a_set_that_does_not_exist(self):
+        sentence = refused("--port-base", str(free_port_block()), COOKBOOK_MODELS="huge")
+        assert "COOKBOOK_MODELS is 'huge'" in sentence

@@ -34,7 +34,7 @@ def runs(card: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def test_it_belongs_to_the_weights_of_the_registry(card: dict[str, Any]) -> None:
-    files = load_registry().weights_of_set("chat", "small").files
+    files = load_registry().weights_for("chat", "small").files
     assert card["base_sha256"] in {file.sha256 for file in files}
 
 

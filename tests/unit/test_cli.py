@@ -31,7 +31,6 @@ from cookbook_cli.serve import export_lines
 from local_endpoints.options import ServeOptions
 from nim_cookbook.errors import ConfigurationError, DataError, EndpointUnreachable
 from nim_cookbook.local import LocalServer
-from nim_cookbook.models import Weights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "cookbook_cli"]
@@ -374,7 +373,7 @@ def test_serve_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("local_endpoints.server.main", lambda options: seen.append(options) or 7)
     arguments = ["serve", "--port-base", "9000", "--models", "better", "--chat-model", "a.gguf"]
     assert main(arguments) == 7
-    assert seen == [ServeOptions(port_base=9000, models="better", chat_model=["a.gguf"])]
+    assert seen == [ServeOptions(port_base=9000, models="better", chat_model=Path("a.gguf"))]
 
 
 def test_serve_reads_the_port_base_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -434,7 +433,7 @@ def test_doctor_names_damaged_weights(monkeypatch: pytest.MonkeyPatch, tmp_path:
     from local_endpoints import weights as store
 
     monkeypatch.setenv("COOKBOOK_CACHE_DIR", str(tmp_path))
-    for weights in of_set("small"):
+    for weights in of_set("default"):
         target = store.folder_of(weights)
         target.mkdir(parents=True)
         for file in weights.files:
@@ -493,21 +492,27 @@ def test_doctor_says_who_holds_the_ports(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert str(port) in text
 
 
-def test_sets_name_each_folder_once() -> None:
-    small = of_set("small")
-    assert len({id(weights) for weights in small}) == len(small) == 2
-
-
-def test_set_that_leaves_a_role_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_option_names_the_set_to_fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fetched: list[str] = []
-
-    def ensure(weights: Weights, **more: object) -> Path:
-        fetched.append(f"{weights.role} {weights.set}")
-        return tmp_path
-
-    monkeypatch.setattr("local_endpoints.weights.ensure", ensure)
+    monkeypatch.setenv("COOKBOOK_MODELS", "small")
+    monkeypatch.setattr(
+        "local_endpoints.weights.ensure",
+        lambda *wanted, **more: fetched.extend(weights.name for weights in wanted),
+    )
     assert main(["fetch", "--models", "better"]) == 0
-    assert fetched == ["chat better", "embedding small", "reranking better"]
+    assert "qwen2.5-coder-1.5b-instruct" in fetched
+    assert len(fetched) == 3
+
+
+def test_the_environment_names_the_set_to_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[str] = []
+    monkeypatch.setenv("COOKBOOK_MODELS", "small")
+    monkeypatch.setattr(
+        "local_endpoints.weights.ensure",
+        lambda *wanted, **more: fetched.extend(weights.name for weights in wanted),
+    )
+    assert main(["fetch"]) == 0
+    assert "smollm2-135m-instruct" in fetched
 
 
 def test_fetch_without_a_source(

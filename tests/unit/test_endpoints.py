@@ -233,9 +233,10 @@ def test_the_hosted_key_never_reaches_a_self_hosted_server(nim):
 def test_a_local_stand_in_says_so(nim):
     nim.metadata = {
         "localStandIn": True,
-        "weights": [{"role": "chat", "description": "Tiny, Q4_1"}],
+        "weights": [{"role": "chat", "description": "Tiny, Q4_1", "refusalLogit": -2.5}],
     }
     assert self_hosted(nim).chat.weights == "Tiny, Q4_1 (local stand-in)"
+    assert self_hosted(nim).chat.refusal_logit == -2.5
 
 
 def test_the_catalogs_model_is_preferred_to_the_first(nim):
@@ -634,6 +635,13 @@ def test_the_servers_end_with_a_notebook_that_is_killed(stand_in, tmp_path):
     while alive(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not alive(pid)
+
+
+def test_servers_of_another_set_of_models_are_left_alone(stand_in):
+    endpoints.connect()
+    for wanted, found in (("", True), ("default", True), ("small", False)):
+        use(COOKBOOK_MODELS=wanted)
+        assert (local.find_running() is not None) is found
 
 
 def test_servers_of_somebody_else_are_used_and_left_alone(stand_in):

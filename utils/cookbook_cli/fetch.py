@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rich.console import Console
 
 from local_endpoints import weights as store
@@ -12,23 +10,15 @@ from nim_cookbook.models import ROLES, Weights, load_registry
 
 
 def of_set(models: WeightSet) -> list[Weights]:
-    """Return the weights of a set, each once: the reranker may use the embedder's files.
-
-    Args:
-        models: `small` or `better`; a role that it leaves out keeps the small ones.
-    """
-    by_folder: dict[Path, Weights] = {}
-    for role in ROLES:
-        weights = load_registry().weights_of_set(role, models)
-        by_folder.setdefault(store.folder_of(weights), weights)
-    return list(by_folder.values())
+    """Return the weights of a set, one a role."""
+    return [load_registry().weights_for(role, models) for role in ROLES]
 
 
 def fetch(models: WeightSet, force: bool, console: Console) -> int:
     """Fetch what is missing of a set of weights.
 
     Args:
-        models: `small` or `better`.
+        models: `default`, `better` or `small`.
         force: Fetch all of it again.
         console: Where progress goes.
 
@@ -37,10 +27,12 @@ def fetch(models: WeightSet, force: bool, console: Console) -> int:
     """
 
     def report(line: str) -> None:
-        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    for weights in of_set(models):
-        console.print(f"{weights.description} ({weights.licence}), from {weights.source}")
-        folder = store.ensure(weights, report=report, force=force)
-        console.print(f"  checked, in {folder}", markup=False, highlight=False, soft_wrap=True)
+    wanted = of_set(models)
+    for weights in wanted:
+        report(f"{weights.role}: {weights.description} ({weights.licence}), {weights.source}")
+    store.ensure(*wanted, report=report, force=force)
+    for weights in wanted:
+        report(f"checked: {store.folder_of(weights)}")
     return 0

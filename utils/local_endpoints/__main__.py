@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
+from typing import get_args
 
-from local_endpoints.options import ServeOptions
+from local_endpoints.options import ServeOptions, WeightSet
+from nim_cookbook.errors import ConfigurationError
 
 
 def parse(arguments: list[str] | None = None) -> ServeOptions:
@@ -15,17 +18,17 @@ def parse(arguments: list[str] | None = None) -> ServeOptions:
     defaults = ServeOptions()
     parser.add_argument("--host", default=defaults.host)
     parser.add_argument("--port-base", type=int, default=defaults.port_base)
-    parser.add_argument("--models", choices=("small", "better"), default=defaults.models)
-    for role in ("chat", "embedding", "reranking"):
-        parser.add_argument(
-            f"--{role}-model", action="append", default=[], metavar="FILE|URL#sha256="
-        )
+    parser.add_argument("--models", choices=get_args(WeightSet), default=defaults.models)
+    parser.add_argument("--chat-model", type=Path, metavar="FILE.gguf")
     parser.add_argument("--stop-with-stdin", action="store_true")
     return ServeOptions(**vars(parser.parse_args(arguments)))
 
 
 if __name__ == "__main__":
-    options = parse()
+    try:
+        options = parse()
+    except ConfigurationError as error:
+        sys.exit(f"Error: {error}")
     from local_endpoints.server import main  # after parsing, so that --help is quick
 
     code = main(options)

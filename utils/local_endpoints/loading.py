@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from local_endpoints import weights as store
 from local_endpoints.api.catalog import Services
 from local_endpoints.api.service import RoleService, ServedAdapter
+from local_endpoints.downloads import Cancellation
 from local_endpoints.engines.adaptable import AdaptableEngine
 from local_endpoints.engines.embedding import EmbeddingEngine
 from local_endpoints.engines.reranking import RerankingEngine
 from local_endpoints.options import ServeOptions
 from local_endpoints.peft_source import PeftSettings, PeftSource
 from local_endpoints.weights import ResolvedWeights
+from nim_cookbook.errors import WeightsUnavailableError
 from nim_cookbook.models import ROLES, Registry, Role
 
 Report = Callable[[str], None]
@@ -29,17 +32,32 @@ def make_services(registry: Registry) -> Services:
 
 
 def resolve(
-    role: Role, options: ServeOptions, registry: Registry, report: Report
-) -> ResolvedWeights:
-    """Return a role's weights on disk, fetched and checked if need be.
+    options: ServeOptions, registry: Registry, report: Report, cancellation: Cancellation
+) -> dict[Role, ResolvedWeights]:
+    """Return all roles' weights on disk, fetched and checked if need be.
+
+    When no source has the default chat model, the small one takes its place, and says so wherever
+    weights are named.
 
     Raises:
         WeightsError: They cannot be fetched, or are not what they should be.
     """
-    given: list[str] = getattr(options, f"{role}_model")
-    if given:
-        return store.from_option(given, role, report=report)
-    return store.resolve(registry.weights_of_set(role, options.models), report=report)
+    roles = [role for role in ROLES if role != "chat" or options.chat_model is None]
+    chosen = {role: registry.weights_for(role, options.models) for role in roles}
+    try:
+        store.ensure(*chosen.values(), report=report, cancellation=cancellation)
+    except WeightsUnavailableError as error:
+        if options.models != "default" or options.chat_model is not None:
+            raise
+        small = registry.weights_for("chat", "small")
+        missed = chosen["chat"].description
+        report(f"{error} Until then {small.description} answers, often wrongly.")
+        chosen["chat"] = replace(small, description=f"{small.description}, for want of {missed}")
+        store.ensure(*chosen.values(), report=report, cancellation=cancellation)
+    resolved = {role: store.resolve(weights, report=report) for role, weights in chosen.items()}
+    if options.chat_model is not None:
+        resolved["chat"] = store.own_chat_model(options.chat_model, report=report)
+    return resolved
 
 
 async def load(
@@ -48,6 +66,7 @@ async def load(
     registry: Registry,
     peft: PeftSettings,
     report: Report,
+    cancellation: Cancellation,
 ) -> PeftSource:
     """Load all roles, each in a thread of its own, so that none waits for another.
 
@@ -57,9 +76,8 @@ async def load(
     Raises:
         WeightsError: Weights are missing, damaged or not loadable.
     """
-    chat, embedding, reranking = await asyncio.gather(
-        *(asyncio.to_thread(resolve, role, options, registry, report) for role in ROLES)
-    )
+    weights = await asyncio.to_thread(resolve, options, registry, report, cancellation)
+    chat, embedding, reranking = (weights[role] for role in ROLES)
 
     async def load_chat() -> PeftSource:
         engine = AdaptableEngine(chat)

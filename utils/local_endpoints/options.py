@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Literal, get_args
 
-WeightSet = Literal["small", "better"]
+from nim_cookbook.errors import ConfigurationError
+
+WeightSet = Literal["default", "better", "small"]
+MODELS = "COOKBOOK_MODELS"
 
 # Offsets from the port base.
 PORT_OFFSETS = {
@@ -34,6 +39,22 @@ def base_url(name: str, host: str, port_base: int) -> str:
     return f"http://{host}:{port_base + PORT_OFFSETS[name]}{path}"
 
 
+def model_set() -> WeightSet:
+    """Return the set of models that `COOKBOOK_MODELS` asks for, `default` if it is not set.
+
+    Raises:
+        ConfigurationError: There is no such set.
+    """
+    chosen = os.environ.get(MODELS, "").strip() or "default"
+    for known in get_args(WeightSet):
+        if chosen == known:
+            return known  # type: ignore[no-any-return]
+    raise ConfigurationError(
+        f"{MODELS} is {chosen[:40]!r}: set it to {', '.join(get_args(WeightSet)[:-1])} or "
+        f"{get_args(WeightSet)[-1]}."
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
     """Options of one start of the local servers.
@@ -42,16 +63,12 @@ class ServeOptions:
         host: Address to bind. Anything but loopback makes every server demand the key.
         port_base: The chat server's port; the others follow (see `PORT_OFFSETS`).
         models: Which set of weights from the registry to serve.
-        chat_model: GGUF file, or URL with ``#sha256=HEX``, instead of the registry's chat weights.
-        embedding_model: Folder, ONNX file or URLs with hashes, instead of the registry's.
-        reranking_model: As `embedding_model`, for the reranker.
+        chat_model: GGUF file to serve instead of the registry's chat weights.
         stop_with_stdin: End when standard input closes, so that a child never outlives its parent.
     """
 
     host: str = "127.0.0.1"
     port_base: int = 8000
-    models: WeightSet = "small"
-    chat_model: list[str] = field(default_factory=list)
-    embedding_model: list[str] = field(default_factory=list)
-    reranking_model: list[str] = field(default_factory=list)
+    models: WeightSet = field(default_factory=lambda: model_set())
+    chat_model: Path | None = None
     stop_with_stdin: bool = False

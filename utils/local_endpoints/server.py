@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from local_endpoints import loading, peft_source, ports, state
 from local_endpoints.access import choose_key
 from local_endpoints.api.catalog import build_apps
+from local_endpoints.downloads import Cancellation
 from local_endpoints.gradient.app import build_app as build_gradient
 from local_endpoints.gradient.store import AdapterStore, adapters_dir
 from local_endpoints.notion import build_app as build_notion
@@ -94,6 +95,7 @@ class Start:
         self.contents: dict[str, str] = {"catalog": "all three roles"}
         self.apps = self._build_apps()
         self.watcher: asyncio.Task[None] | None = None
+        self.fetching = Cancellation()
         self.sockets: dict[str, socket.socket] = {}
         try:
             for name in self.apps:
@@ -151,6 +153,7 @@ class Start:
             await stopper
             return 0
         finally:
+            self.fetching.set()
             loader.cancel()
             stopper.cancel()
             if self.watcher is not None:
@@ -166,13 +169,21 @@ class Start:
         """Write the state file, by which notebooks find these servers."""
         lasting = not self.options.stop_with_stdin
         return state.write(
-            self.options.port_base, self.key, self.urls, weights, lasting, self.peft.folder
+            self.options.port_base,
+            self.key,
+            self.urls,
+            weights,
+            lasting,
+            self.peft.folder,
+            self.options.models,
         )
 
     async def _load(self) -> bool:
         """Load the models; return False after a user's mistake, which has been printed."""
         try:
-            source = await loading.load(self.services, self.options, self.registry, self.peft, say)
+            source = await loading.load(
+                self.services, self.options, self.registry, self.peft, say, self.fetching
+            )
         except CookbookError as error:
             say(f"Error: {error}")
             return False

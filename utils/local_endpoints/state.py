@@ -18,6 +18,7 @@ def write(
     weights: Mapping[str, str],
     lasting: bool,
     peft_source: Path | None = None,
+    models: str = "default",
 ) -> Path:
     """Write the state file, readable by this user only, and return its path.
 
@@ -28,6 +29,7 @@ def write(
         weights: What really answers, by role; empty while loading.
         lasting: Whether the servers outlive the process that started them.
         peft_source: The folder from which the chat server loads LoRA adapters, if it does.
+        models: Which set of models it is.
     """
     path = state_path(port_base)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,6 +40,7 @@ def write(
         "urls": dict(urls),
         "weights": dict(weights),
         "lasting": lasting,
+        "models": models,
         "peft_source": str(peft_source) if peft_source else None,
     }
     draft = path.with_suffix(f".{os.getpid()}.tmp")

@@ -78,6 +78,8 @@ class Endpoint:
             who serves it.
         rerank_url: For reranking, the address to post to, or its base: on NVIDIA's hosts each
             model has a full URL of its own, elsewhere it is the same as `url`.
+        refusal_logit: For reranking, the least logit of the best chunk for a question to be
+            answered, where the registry has one for the model that answers.
     """
 
     role: Role
@@ -86,6 +88,7 @@ class Endpoint:
     key_variable: str
     weights: str
     rerank_url: str | None = None
+    refusal_logit: float | None = None
 
     @property
     def key(self) -> str:
@@ -320,8 +323,8 @@ def _local(api: Api, start: bool) -> Endpoints:
             url=url,
             model=load_registry().default(role).id,
             key_variable=keys.LOCAL_KEY,
-            weights=stand_in(url, role, server.key) or "local weights",
             rerank_url=url if role == "reranking" else None,
+            **stand_in(url, role, server.key) or {"weights": "local weights"},
         )
     return Endpoints("local", endpoints, server.peft_source)
 
@@ -339,6 +342,7 @@ def _hosted() -> Endpoints:
             key_variable=keys.NVIDIA_KEY,
             weights=f"{model.id} (hosted by NVIDIA)",
             rerank_url=model.hosted_url,
+            refusal_logit=model.refusal_logit,
         )
 
     endpoints = {r: endpoint(r, load_registry().default(r)) for r in ROLES}
@@ -362,11 +366,11 @@ def _own_embedding(usual: Endpoint) -> Endpoint:
     key = keys.embeddings_key() if variable == keys.EMBEDDINGS_KEY else usual.key
     keys.guard(key, url, key_variable=variable, url_variable=EMBEDDINGS_URL)
     model = wanted or usual.model
-    weights = f"{model} (hosted by NVIDIA)"
+    answering: dict[str, Any] = {"weights": f"{model} (hosted by NVIDIA)"}
     if not at_nvidia:
         model = _served_model("embedding", url, key, EMBEDDINGS_URL, EMBEDDINGS_MODEL)
-        weights = stand_in(url, "embedding", key) or f"{model} (self-hosted)"
-    return replace(usual, url=url, model=model, key_variable=variable, weights=weights)
+        answering = stand_in(url, "embedding", key) or _own(model)
+    return replace(usual, url=url, model=model, key_variable=variable, **answering)
 
 
 def _self_hosted(wait: float = 0) -> Endpoints:
@@ -394,8 +398,8 @@ def _self_hosted(wait: float = 0) -> Endpoints:
             url=url,
             model=model,
             key_variable=key_variable,
-            weights=stand_in(url, role, key) or f"{model} (self-hosted)",
             rerank_url=url if role == "reranking" else None,
+            **stand_in(url, role, key) or _own(model),
         )
     return Endpoints("self-hosted", endpoints)
 
@@ -465,17 +469,33 @@ def _listed_models(url: str, key: str, variable: str) -> list[str]:
     )
 
 
-def stand_in(url: str, role: Role, key: str) -> str | None:
-    """Return the weights behind a local stand-in, as it tells them itself, else None."""
+def stand_in(url: str, role: Role, key: str) -> dict[str, Any] | None:
+    """Return what a local stand-in tells of the weights behind it, None if it is none.
+
+    Returns:
+        The attributes `weights` and `refusal_logit` of an `Endpoint`.
+    """
     try:
         metadata = _request("GET", f"{url}/metadata", key).json()
         if metadata.get("localStandIn") is True:
             for weights in metadata["weights"]:
                 if weights["role"] == role:
-                    return f"{weights['description']} (local stand-in)"
+                    return {
+                        "weights": f"{weights['description']} (local stand-in)",
+                        "refusal_logit": weights.get("refusalLogit"),
+                    }
     except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError):
         pass  # a real NIM's metadata has other keys, and need not be there
     return None
+
+
+def _own(model: str) -> dict[str, Any]:
+    """Return the same of a model that is served by the user: its id, or the registry's entry."""
+    try:
+        refusal_logit = load_registry().model(model).refusal_logit
+    except UnknownModelError:
+        refusal_logit = None
+    return {"weights": f"{model} (self-hosted)", "refusal_logit": refusal_logit}
 
 
 def _check_row(endpoint: Endpoint) -> dict[str, object]:

@@ -33,6 +33,10 @@ class WeightsError(CookbookError):
     """Model weights could not be fetched, or are not the bytes they should be."""
 
 
+class WeightsUnavailableError(WeightsError):
+    """No source of a weights file can be had: no network, or none of them has the right bytes."""
+
+
 class PortInUseError(CookbookError):
     """A port that a local server needs is taken by something else."""
 

@@ -55,6 +55,7 @@ class LocalServer:
         lasting: Whether they serve until somebody stops them, rather than until the notebook
             that started them ends.
         peft_source: The folder from which the chat server loads adapters, where it told one.
+        models: Which set of models it serves.
     """
 
     urls: Mapping[str, str]
@@ -63,6 +64,7 @@ class LocalServer:
     pid: int = 0
     lasting: bool = True
     peft_source: str | None = None
+    models: str = "default"
 
 
 @dataclass(slots=True)
@@ -135,19 +137,23 @@ def port_base() -> int:
 def find_running() -> LocalServer | None:
     """Return local endpoints that are ready, or None.
 
-    With `COOKBOOK_PORT_BASE` set whoever serves on that block of ports is taken. Otherwise every
+    With `COOKBOOK_MODELS` set, servers of another set of models are none of ours. With
+    `COOKBOOK_PORT_BASE` set whoever serves on that block of ports is taken. Otherwise every
     state file of this user is looked at, and servers that another notebook started for itself are
     left alone: they end with it, in the middle of our work.
     """
     first = port_base()
     bases = [first]
+    wanted = os.environ.get("COOKBOOK_MODELS", "").strip()
     named = bool(os.environ.get("COOKBOOK_PORT_BASE", "").strip())
     if not named:
         others = (path.stem for path in sorted(run_dir().glob("*.json")))
         bases += [int(stem) for stem in others if stem.isdigit() and int(stem) != first]
     for base in bases:
         server = _read_state(base)
-        if server is not None and (named or server.lasting or _is_ours(server)) and _ready(server):
+        if server is None or wanted not in ("", server.models):
+            continue
+        if (named or server.lasting or _is_ours(server)) and _ready(server):
             return server
     return None
 
@@ -231,6 +237,7 @@ def _read_state(base: int) -> LocalServer | None:
             int(state.get("pid", 0)),
             lasting,
             str(folder) if folder else None,
+            str(state.get("models", "default")),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # absent, half written, or left by another version: as good as not running

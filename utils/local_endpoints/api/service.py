@@ -138,6 +138,11 @@ class RoleService(Generic[E]):
                 "licence": self.weights.licence,
                 "engine": self.weights.engine,
                 **({"system": self.weights.system} if self.weights.system else {}),
+                **(
+                    {"refusalLogit": self.weights.refusal_logit}
+                    if self.weights.refusal_logit is not None
+                    else {}
+                ),
             }
             for name, sha256 in self.weights.files
         ]
