@@ -1,12 +1,14 @@
 """Does reranking help? nDCG@10 of keyword, dense, fused and reranked search, and the difference.
 
-    python benchmarks/reranking.py [BEIR_FOLDER ...] [--depth 20] [--questions 300] [--json FILE]
+    python benchmarks/judged.py FOLDER
+    python benchmarks/reranking.py FOLDER/* [--depth 20] [--questions 300] [--json FILE]
 
 For the company's dev and test questions, and for any folder in BEIR's layout: BM25 and dense
-search, their reciprocal-rank fusion (RRF), and the first 20 of that reranked, with 95 % bootstrap
-intervals. The last line of each table compares reranked with fused on the same questions: where
-its interval lies above zero, reranking helps; below, it harms. The vectors and the logits come
-from the endpoints that `COOKBOOK_ENDPOINTS` names, over HTTP as in the recipes.
+search, their reciprocal-rank fusion (RRF), and the first 20 of that in the reranker's order, with
+95 % bootstrap intervals. The last line of each table compares reranked with the best of the other
+three on the same questions: where its interval lies above zero, reranking beats whichever search
+you would have chosen without it. The vectors and the logits come from the endpoints that
+`COOKBOOK_ENDPOINTS` names, over HTTP as in the recipes.
 
 The company's documents are cut into passages of 100 words that share 20; in a folder of BEIR's a
 document is one passage, its title first. The servers are started if they do not run.
@@ -18,7 +20,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +39,6 @@ LIST = 100  # results of each search that are fused
 RRF = 60  # the constant of Cormack, Clarke and Buettcher (SIGIR 2009)
 TEXTS = 64  # texts in one embedding request
 WORDS, SHARED = 100, 20
-
-Progress = Callable[[str, int, int], None]
 
 
 def passages(collection: corpus.Collection, *, split: bool) -> list[Passage]:
@@ -96,8 +96,8 @@ def fuse(*lists: Sequence[int]) -> list[int]:
 class Client:
     """The two endpoints, over HTTP."""
 
-    def __init__(self, nim: endpoints.Endpoints, progress: Progress) -> None:
-        self._nim, self._progress = nim, progress
+    def __init__(self, nim: endpoints.Endpoints) -> None:
+        self._nim = nim
         self._http = httpx.Client(timeout=300)
 
     def embed(self, texts: Sequence[str], kind: str) -> npt.NDArray[np.float32]:
@@ -108,7 +108,7 @@ class Client:
             body = {"input": part, "input_type": kind, "truncate": "END"}
             answer = self._post("embedding", "/embeddings", body)
             rows += [entry["embedding"] for entry in answer["data"]]
-            self._progress(f"embedding, {kind}", len(rows), len(texts))
+            counter(f"embedding, {kind}", len(rows), len(texts))
         vectors = np.array(rows, np.float32)
         return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
@@ -136,7 +136,6 @@ def searches(
     found: Sequence[Passage],
     questions: Sequence[corpus.Query],
     depth: int,
-    progress: Progress,
 ) -> dict[str, list[list[int]]]:
     """Return the rankings of all four searches, by name."""
     texts, asked = [p.text for p in found], [query.question for query in questions]
@@ -148,7 +147,7 @@ def searches(
         head = order[:depth]
         ranked = client.rank(question, [texts[i] for i in head])
         reranked.append([head[i] for i in ranked] + order[depth:])
-        progress("reranking, question", number, len(asked))
+        counter("reranking, question", number, len(asked))
     return {"BM25": keyword, "dense": dense, "RRF": fused, "reranked": reranked}
 
 
@@ -170,16 +169,17 @@ def scored(
 
 def show(name: str, size: int, scores: Mapping[str, Scores]) -> dict[str, object]:
     """Print a collection's table and return its numbers."""
-    count = len(scores["RRF"])
-    print(f"{name}: {size} passages, {count} questions")
+    print(f"{name}: {size} passages, {len(scores['RRF'])} questions")
     for search, values in scores.items():
-        print(f"  {search:<15} {bootstrap(values)}")
-    difference = paired_bootstrap(scores["reranked"], scores["RRF"])
+        print(f"  {search:<16} {bootstrap(values)}")
+    best = max(("BM25", "dense", "RRF"), key=lambda search: scores[search].mean())
+    difference = paired_bootstrap(scores["reranked"], scores[best])
     signs = f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
-    print(f"  {'reranked - RRF':<14} {signs}, p = {difference.p:.3f}", flush=True)
+    print(f"  {f'reranked - {best}':<15} {signs}, p = {difference.p:.3f}", flush=True)
     means = {search: round(float(values.mean()), 4) for search, values in scores.items()}
     ends = [round(difference.low, 4), round(difference.high, 4)]
-    return {"collection": name, "questions": count, **means, "difference_interval": ends}
+    count = len(scores["RRF"])
+    return {"collection": name, "questions": count, **means, "best": best, "interval": ends}
 
 
 def collections(folders: Sequence[str], limit: int | None) -> list[tuple[str, Any, Any]]:
@@ -219,9 +219,9 @@ def main() -> int:
         wanted = collections(options.folders, options.questions)
         nim = endpoints.connect("nim")
         print("\n".join(f"{role}: {nim.weights[role]}" for role in ("embedding", "reranking")))
-        client = Client(nim, counter)
+        client = Client(nim)
         for name, found, questions in wanted:
-            rankings = searches(client, found, questions, options.depth, counter)
+            rankings = searches(client, found, questions, options.depth)
             results.append(show(name, len(found), scored(rankings, found, questions)))
     except KeyboardInterrupt:
         print("\nStopped; the tables above are complete.", file=sys.stderr)

@@ -59,7 +59,7 @@ def test_base64_is_little_endian_float32(http):
 
 
 def test_too_long_is_refused_in_the_documented_words(http):
-    body = {"model": MODEL, "input": ["short", "word " * 900], "input_type": "query"}
+    body = {"model": MODEL, "input": ["short", "word " * 900], "input_type": "passage"}
     answer = http.post("/embeddings", json=body)
     assert answer.status_code == 400
     assert answer.json()["detail"] == (

@@ -236,7 +236,7 @@ def test_unusable_folders_are_told_once_and_leave_the_others_alone(server):
     server.put("good")
     tiny.write_peft(server.folder / "foreign")
     tiny.write_peft(server.folder / "weird name!")
-    local_id = load_registry().weights_for("chat").local_id
+    local_id = load_registry().weights_for("chat", "small").local_id
     tiny.write_peft(server.folder / local_id.removeprefix("local/"))
     (server.folder / "no-adapter").mkdir()
     foreign = server.until_said("The adapter 'foreign' was trained on another model")

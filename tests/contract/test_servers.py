@@ -39,7 +39,7 @@ class TestEveryServer:
         ids = [entry["id"] for entry in data]
         assert ids[0] == REGISTRY.default(roles[0]).id
         for role in roles:
-            assert REGISTRY.weights_for(role).local_id in ids
+            assert REGISTRY.weights_for(role, "small").local_id in ids
         assert all(entry["root"] == entry["id"] for entry in data)
 
     def test_metadata_names_the_weights(self, servers, name):
@@ -216,7 +216,7 @@ class TestStartAndEnd:
         process = start("--port-base", str(base), "--stop-with-stdin", COOKBOOK_LOCAL_KEY="k")
         table = wait_ready(process)
         for role in NAMES[:3]:
-            assert REGISTRY.weights_for(role).description in table
+            assert REGISTRY.weights_for(role, "small").description in table
         lines = [line.split() for line in table.splitlines() if line.startswith("ready: ")]
         assert [(line[1], line[2]) for line in lines if line[1] in ("chat", "notion")] == [
             ("chat", f"http://127.0.0.1:{base}/v1"),

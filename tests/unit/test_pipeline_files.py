@@ -12,7 +12,7 @@ from haystack.marshal import YamlMarshaller
 
 from cookbook_services import pipelines
 from cookbook_services.pipelines import NAMES, Name, load, main, pipelines_dir
-from nim_cookbook.answering import REFUSAL_LOGIT, TOP_K, TOP_K_LARGE_MODEL
+from nim_cookbook.answering import TOP_K
 from nim_cookbook.endpoints import Endpoint, Endpoints
 from nim_cookbook.errors import ConfigurationError
 from nim_cookbook.models import ROLES
@@ -21,11 +21,18 @@ KEY = "nvapi-fake-key-for-tests"
 VARIABLES = {"NVIDIA_API_KEY", "QDRANT_API_KEY"}
 
 
-def endpoints(weights: str) -> Endpoints:
+def endpoints(threshold: float | None = None) -> Endpoints:
     return Endpoints(
         "self-hosted",
         {
-            role: Endpoint(role, f"http://{role}.test/v1", f"{role}-model", "NIM_API_KEY", weights)
+            role: Endpoint(
+                role,
+                f"http://{role}.test/v1",
+                f"{role}-model",
+                "NIM_API_KEY",
+                "a model (self-hosted)",
+                refusal_logit=threshold,
+            )
             for role in ROLES
         },
     )
@@ -82,7 +89,7 @@ def test_a_loaded_pipeline_asks_the_endpoints_of_this_installation(
     name: Name, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NIM_API_KEY", "not-needed")
-    parts = load(name, endpoints("a model (self-hosted)")).to_dict()["components"]
+    parts = load(name, endpoints()).to_dict()["components"]
     roles = {"ask": ROLES, "search": ("embedding", "reranking"), "indexing": ("embedding",)}[name]
     text = json.dumps(parts, default=str)
     assert set(re.findall(r"http://(\w+)\.test/v1", text)) == set(roles)
@@ -90,22 +97,15 @@ def test_a_loaded_pipeline_asks_the_endpoints_of_this_installation(
     assert "NVIDIA_API_KEY" not in text
 
 
-@pytest.mark.parametrize(
-    ("weights", "top_k", "threshold"),
-    [
-        ("a model (self-hosted)", TOP_K_LARGE_MODEL, ""),
-        ("tiny (local stand-in)", TOP_K, repr(REFUSAL_LOGIT)),
-    ],
-)
-def test_small_weights_get_fewer_passages_and_a_limit(
-    weights: str, top_k: int, threshold: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("threshold", [None, -3.25])
+def test_the_reranking_models_threshold_is_used(
+    threshold: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NIM_API_KEY", "not-needed")
-    parts = load("ask", endpoints(weights)).to_dict()["components"]
-    assert parts["ranker"]["init_parameters"]["top_k"] == top_k
+    parts = load("ask", endpoints(threshold)).to_dict()["components"]
+    assert parts["ranker"]["init_parameters"]["top_k"] == TOP_K
     condition = parts["router"]["init_parameters"]["routes"][0]["condition"]
-    assert ("score >=" in condition) is bool(threshold)
-    assert threshold in condition
+    assert ("score >= -3.25" in condition) is (threshold is not None)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_file_that_names_another_module_is_not_loaded(
     monkeypatch.setenv("NIM_API_KEY", "not-needed")
     changed(folder, "ask", old, new)
     with pytest.raises(ConfigurationError, match=r"ask\.yaml cannot be loaded") as raised:
-        load("ask", endpoints("x"), folder=folder)
+        load("ask", endpoints(), folder=folder)
     assert why in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -136,7 +136,7 @@ def test_our_own_module_is_needed_for_indexing(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("NIM_API_KEY", "not-needed")
     monkeypatch.setattr(pipelines, "ALLOWED", [])
     with pytest.raises(ConfigurationError, match="nim_cookbook"):
-        load("indexing", endpoints("x"))
+        load("indexing", endpoints())
 
 
 def test_without_files_the_error_says_what_to_do(

@@ -106,15 +106,33 @@ def test_scores():
         "42",
     ]
     scores = score_answers(questions, answers)
-    assert scores.contains == pytest.approx(2 / 3)
+    assert scores.right == pytest.approx(2 / 3)
     assert scores.refused == 0.5
     assert scores.refused_wrongly == pytest.approx(1 / 3)
     assert [row.correct for row in scores.rows] == [True, False, True, True, False]
 
 
+@pytest.mark.parametrize(
+    ("question", "answer", "right"),
+    [
+        ("Who lives in Rome?", "Giorgio lives in Rome.", True),
+        ("Who lives in Rome?", "Giorgio and Mark live in Rome.", False),
+        ("Who lives in Rome?", "Giorgio lives in Rome, Jean in Paris.", False),
+        ("In which city is Mark's home?", "Mark lives in Berlin.", True),
+        ("In which city is Mark's home?", "Berlin or Paris.", False),
+        ("Where does Giorgio live?", "My name is Giorgio and I live in Berlin.", False),
+    ],
+)
+def test_a_right_answer_names_nobody_else(question, answer, right):
+    questions = people_questions()
+    given = [answer if q.question == question else "" for q in questions]
+    (row,) = [r for r in score_answers(questions, given).rows if r.question.question == question]
+    assert row.right is right
+
+
 def test_no_questions_have_no_share():
     scores = score_answers([], [])
-    assert scores.contains is scores.refused is scores.refused_wrongly is None
+    assert scores.right is scores.refused is scores.refused_wrongly is None
 
 
 def test_a_missing_answer_is_one_sentence():

@@ -98,7 +98,7 @@ def build(name: Name) -> Pipeline:
     )
     if name == "indexing":
         return _indexing(api, store)
-    pipeline = answering.query_pipeline(api, store, top_k=answering.TOP_K_LARGE_MODEL)
+    pipeline = answering.query_pipeline(api, store)
     if name == "search":
         for step in ("generator", "prompt_builder", "router"):
             pipeline.remove_component(step)
@@ -117,9 +117,7 @@ def load(
 ) -> Pipeline:
     """Load a pipeline and point it at the endpoints and the store of this installation.
 
-    With the local stand-ins' small weights the chat model sees fewer passages, and questions that
-    have nothing to do with the documents are refused: the limit was measured for those weights
-    and means nothing for others.
+    Where the reranking model has a threshold for refusing, it takes the place of the file's.
 
     Args:
         name: Which one.
@@ -136,7 +134,9 @@ def load(
         data = YamlMarshaller().unmarshal(path.read_text(encoding="utf-8"))
         for component in data["components"].values():
             _point(component, api)
-        _suit_small_weights(data["components"], api)
+        limit = api.reranking.refusal_logit
+        if "router" in data["components"] and limit is not None:
+            data["components"]["router"] = answering.router(limit).to_dict()
         instances = _over(store, data["components"]) if store else {}
         pipeline = Pipeline.from_dict(data, allowed_modules=ALLOWED, components=instances)
     except OSError as error:
@@ -155,21 +155,6 @@ def load(
         # A passage may be longer than the reranker takes; a ranker that has this is not saved.
         cast(Any, pipeline.get_component("ranker")).truncate = RankerTruncateMode.END
     return pipeline
-
-
-def is_small(endpoint: Endpoint) -> bool:
-    """Tell whether the local stand-ins' small weights answer at an endpoint."""
-    return endpoint.weights.endswith("(local stand-in)") or endpoint.weights == "local weights"
-
-
-def _suit_small_weights(components: dict[str, Any], api: Endpoints) -> None:
-    """Show the small chat model fewer passages, and refuse by the small reranker's logits."""
-    if "router" not in components or not is_small(api.reranking):
-        return
-    unopened = QdrantDocumentStore(url=QDRANT_URL)  # connects at its first use, and there is none
-    usual = answering.query_pipeline(api, unopened, threshold=answering.REFUSAL_LOGIT)
-    components["router"] = usual.to_dict()["components"]["router"]
-    components["ranker"]["init_parameters"]["top_k"] = answering.TOP_K
 
 
 def _over(store: DocumentStore, components: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,8 @@ if __name__ == "__main__":
     try:
         options = parse()
     except ConfigurationError as error:
-        sys.exit(f"Error: {error}")
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
     from local_endpoints.server import main  # after parsing, so that --help is quick
 
     code = main(options)

@@ -26,23 +26,22 @@ from haystack_integrations.document_stores.qdrant import QdrantDocumentStore
 
 from nim_cookbook.endpoints import Endpoints
 
-#: What is said when no passage is good enough; `nim_cookbook.scoring.refuses` knows it.
+#: What is said when no chunk is good enough; `nim_cookbook.scoring.refuses` knows it.
 REFUSAL = "The documents do not tell."
-#: Least logit of the best passage, for the local reranking weights only: between the questions on
-#: another subject and the company's answerable dev questions (recipe 03). It finds questions that
-#: have nothing to do with the papers, and no near misses. Logits of other models mean other things.
-REFUSAL_LOGIT = -3.5
-#: Passages that the vectors find for the reranker.
+#: Chunks that the vectors find for the reranker.
 CANDIDATES = 20
-#: Passages that the chat model sees: one keeps the prompt short for the small local model, which
-#: answered no better from two or three; to a larger one more of them hold the answer more often.
-TOP_K, TOP_K_LARGE_MODEL = 1, 5
-#: Longest answer in tokens: one sentence, and room for a model that is wordy.
+#: Chunks that the chat model sees. An update and what it replaces are both among three.
+TOP_K = 3
+#: Longest answer in tokens.
 MAX_TOKENS = 120
 
-#: The message to the chat model. It asks for the sources' own words: a small model is right more
-#: often when it copies than when it rephrases, and a reader finds the sentence again. Passages are
-#: cut at a length that no ordinary one has, because a hundred words may be of any length.
+#: The system message. Asked for the sources' own words a small model is right more often than when
+#: it rephrases, and asked for the shortest answer it adds nothing of its own.
+SYSTEM = """Answer the question from the sources.
+Give only the shortest answer, a few words copied from a source, no sentence.
+If the sources do not hold the answer, say so."""
+#: The user message. Chunks are cut at a length that no ordinary one has, because a hundred words
+#: may be of any length.
 PROMPT = """{% for document in documents -%}
 [{{ loop.index }}] {{ document.meta.file_path }}
 {%- if document.meta.file_path.lower().endswith(".pdf") and document.meta.page_number -%}
@@ -51,11 +50,7 @@ PROMPT = """{% for document in documents -%}
 {{ document.content[:2000] }}
 
 {% endfor -%}
-Answer the question with one sentence from the sources, word for word.
-If they do not hold the answer, say so.
-
-Question: {{ question }}
-Answer:"""
+Question: {{ question }}"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +60,11 @@ class Answer:
     Attributes:
         question: The question.
         text: The answer, or `REFUSAL`; empty when the model said nothing.
-        refused: Whether no passage was good enough, so that the model was not asked. A model may
+        refused: Whether no chunk was good enough, so that the model was not asked. A model may
             also refuse in its own words; `nim_cookbook.scoring.refuses` tells.
-        sources: The passages that the model was shown, the best first, with the reranker's logits
+        sources: The chunks that the model was shown, the best first, with the reranker's logits
             as their scores; none after a refusal.
-        score: The logit of the best passage, whether it was shown or not; None when nothing was
+        score: The logit of the best chunk, whether it was shown or not; None when nothing was
             found.
     """
 
@@ -96,10 +91,10 @@ def query_pipeline(
 
     Args:
         api: Where the models are.
-        store: The passages, with vectors of `api.embedding`.
-        candidates: How many passages the vectors find for the reranker.
+        store: The chunks, with vectors of `api.embedding`.
+        candidates: How many chunks the vectors find for the reranker.
         top_k: How many of them the chat model sees.
-        threshold: Least logit of the best passage; below it the question is refused. With None
+        threshold: Least logit of the best chunk; below it the question is refused. With None
             only a question for which nothing is found is.
     """
     pipeline = Pipeline()
@@ -122,10 +117,13 @@ def query_pipeline(
             top_k=top_k,
         ),
     )
-    pipeline.add_component("router", _router(threshold))
+    pipeline.add_component("router", router(threshold))
     pipeline.add_component(
         "prompt_builder",
-        ChatPromptBuilder([ChatMessage.from_user(PROMPT)], required_variables="*"),
+        ChatPromptBuilder(
+            [ChatMessage.from_system(SYSTEM), ChatMessage.from_user(PROMPT)],
+            required_variables="*",
+        ),
     )
     pipeline.add_component(
         "generator",
@@ -144,13 +142,41 @@ def query_pipeline(
     return pipeline
 
 
+def router(threshold: float | None) -> ConditionalRouter:
+    """Return the step of the query pipeline that lets chunks pass, or refuses.
+
+    Args:
+        threshold: See `query_pipeline`.
+    """
+    enough = "documents|length > 0"
+    if threshold is not None:
+        enough += f" and documents[0].score >= {threshold!r}"
+    return ConditionalRouter(
+        [
+            {
+                "condition": f"{{{{ {enough} }}}}",
+                "output": "documents",
+                "output_name": "sources",
+                "output_type": list[Document],
+                "output_passthrough": True,
+            },
+            {
+                "condition": "{{ True }}",
+                "output": REFUSAL,
+                "output_name": "refusal",
+                "output_type": str,
+            },
+        ]
+    )
+
+
 def ask(pipeline: Pipeline, question: str, filters: Mapping[str, Any] | None = None) -> Answer:
     """Ask one question.
 
     Args:
         pipeline: See `query_pipeline`.
         question: The question.
-        filters: Which passages may be found, as Haystack writes filters, such as
+        filters: Which chunks may be found, as Haystack writes filters, such as
             `{"field": "meta.kind", "operator": "==", "value": "report"}`.
     """
     result = pipeline.run(
@@ -181,7 +207,7 @@ def answer_of(question: str, result: Mapping[str, Any]) -> Answer:
 
 
 def citation(document: Document) -> str:
-    """Return where a passage is from: the file, and the page if it has pages.
+    """Return where a chunk is from: the file, and the page if it has pages.
 
     The file is named by its path where that is the document's id, else by its name alone.
     """
@@ -193,31 +219,7 @@ def citation(document: Document) -> str:
 
 
 def page(document: Document) -> int | None:
-    """Return the page that a passage begins on, counted from 1; None if its file has no pages."""
+    """Return the page that a chunk begins on, counted from 1; None if its file has no pages."""
     name = str(document.meta.get("file_path") or document.meta.get("document") or document.id)
     number = document.meta.get("page_number")
     return int(number) if number and name.lower().endswith(".pdf") else None
-
-
-def _router(threshold: float | None) -> ConditionalRouter:
-    """Return what lets documents pass, or refuses."""
-    enough = "documents|length > 0"
-    if threshold is not None:
-        enough += f" and documents[0].score >= {threshold!r}"
-    return ConditionalRouter(
-        [
-            {
-                "condition": f"{{{{ {enough} }}}}",
-                "output": "documents",
-                "output_name": "sources",
-                "output_type": list[Document],
-                "output_passthrough": True,
-            },
-            {
-                "condition": "{{ True }}",
-                "output": REFUSAL,
-                "output_name": "refusal",
-                "output_type": str,
-            },
-        ]
-    )

@@ -40,19 +40,19 @@ class ScoredAnswer:
     Attributes:
         question: The question, with its references.
         answer: What was answered.
-        contains: Whether the answer holds one of the references.
+        right: Whether the answer holds one of the references, and no other question's.
         refuses: Whether the answer says that it does not know.
     """
 
     question: Question
     answer: str
-    contains: bool
+    right: bool
     refuses: bool
 
     @property
     def correct(self) -> bool:
-        """The reference is there; or, where there is none, the answer refuses."""
-        return self.contains if self.question.answerable else self.refuses
+        """The answer is right; or, where there is no reference, it refuses."""
+        return self.right if self.question.answerable else self.refuses
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +62,9 @@ class AnswerScores:
     rows: tuple[ScoredAnswer, ...]
 
     @property
-    def contains(self) -> float | None:
-        """Share of the answerable questions whose answer holds a reference."""
-        return _share(row.contains for row in self.rows if row.question.answerable)
+    def right(self) -> float | None:
+        """Share of the answerable questions whose answer is right."""
+        return _share(row.right for row in self.rows if row.question.answerable)
 
     @property
     def refused(self) -> float | None:
@@ -73,9 +73,9 @@ class AnswerScores:
 
     @property
     def refused_wrongly(self) -> float | None:
-        """Share of the answerable questions that were refused without giving the reference."""
+        """Share of the answerable questions that were refused without a right answer."""
         return _share(
-            row.refuses and not row.contains for row in self.rows if row.question.answerable
+            row.refuses and not row.right for row in self.rows if row.question.answerable
         )
 
 
@@ -110,6 +110,9 @@ def refuses(answer: str) -> bool:
 def score_answers(questions: Sequence[Question], answers: Sequence[str]) -> AnswerScores:
     """Score one answer to each question.
 
+    A right answer holds a reference, and none of the other questions' but what its own question
+    names: "Giorgio and Mark live in Rome" is wrong where only Giorgio does.
+
     Raises:
         DataError: There are not as many answers as questions.
     """
@@ -118,12 +121,19 @@ def score_answers(questions: Sequence[Question], answers: Sequence[str]) -> Answ
             f"There are {len(questions)} questions and {len(answers)} answers: give one answer to "
             "each question, in the same order."
         )
+    known = {reference for question in questions for reference in question.answers}
     return AnswerScores(
         tuple(
-            ScoredAnswer(question, answer, contains(answer, question.answers), refuses(answer))
+            ScoredAnswer(question, answer, _right(question, answer, known), refuses(answer))
             for question, answer in zip(questions, answers, strict=True)
         )
     )
+
+
+def _right(question: Question, answer: str, known: set[str]) -> bool:
+    asked = normalise(question.question)
+    others = [other for other in known.difference(question.answers) if normalise(other) not in asked]
+    return contains(answer, question.answers) and not contains(answer, others)
 
 
 def _share(verdicts: Iterable[bool]) -> float | None:
