@@ -66,7 +66,7 @@ notebooks: setup ## Execute the recipes and store their outputs in notebooks/
 pdfs: setup-dev ## Build the company's PDFs from their Markdown
 	@$(BIN)/python tools/make_pdfs.py
 
-adapter: setup-dev ## Train and measure the adapters under data/ (half an hour on two idle cores)
+adapter: setup-dev ## Train and measure the adapters under data/ (about an hour on two idle cores)
 	@GOMP_SPINCOUNT=10000 $(BIN)/python tools/make_adapter.py
 
 screenshot: setup-dev ## Drive the chat page in Chromium and keep its picture for recipe 06

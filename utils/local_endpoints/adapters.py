@@ -28,6 +28,7 @@ import numpy as np
 import safetensors
 from numpy.typing import NDArray
 
+from local_endpoints.weights import ResolvedWeights
 from nim_cookbook.errors import CookbookError
 
 Array = NDArray[np.float32]
@@ -87,6 +88,7 @@ class Base:
         heads_kv: Key and value heads of a layer.
         layers: Transformer blocks.
         shapes: (outputs, inputs) of each linear layer that LoRA can adapt, by GGUF tensor name.
+        file: Name of the file.
     """
 
     architecture: str
@@ -94,6 +96,18 @@ class Base:
     heads_kv: int
     layers: int
     shapes: Mapping[str, tuple[int, int]]
+    file: str
+
+    @property
+    def names(self) -> gguf.TensorNameMap:
+        """What GGUF calls the parameters of the PyTorch model."""
+        return gguf.get_tensor_name_map(_ARCHITECTURE_KEYS[self.architecture], self.layers)
+
+    def rotary_heads(self, tensor: str) -> int:
+        """Return how many heads' rows a tensor holds in llama.cpp's own order; 0 for none."""
+        if not ARCHITECTURES[self.architecture]:
+            return 0
+        return self.heads * (".attn_q." in tensor) + self.heads_kv * (".attn_k." in tensor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +121,7 @@ class PeftAdapter:
         rank_stabilised: Whether it is scaled by alpha / sqrt(rank) instead.
         ranks_vary: Whether the configuration gives some layers another rank.
         pairs: A (rank, inputs) and B (outputs, rank) of each adapted layer, by PyTorch name.
+        base: The base model's name as the configuration has it; empty if it does not say.
         sha256: Hash of both files.
     """
 
@@ -116,6 +131,7 @@ class PeftAdapter:
     rank_stabilised: bool
     ranks_vary: bool
     pairs: Mapping[str, tuple[Array, Array]]
+    base: str
     sha256: str
 
 
@@ -161,6 +177,18 @@ def to_gguf(folder: Path, base: Path, cache: Path, max_rank: int = MAX_RANK) -> 
 # --- the base model -------------------------------------------------------------------------
 
 
+def base_name(weights: ResolvedWeights) -> str:
+    """Return what an adapter of some weights calls its base model, for PEFT to find it again.
+
+    That is the repository of the weights before their conversion to GGUF; of a file of the user's
+    own only the name is known.
+    """
+    hub = "https://huggingface.co/"
+    if not weights.source.startswith(hub):
+        return weights.name
+    return weights.source.removeprefix(hub).removesuffix("-GGUF")
+
+
 def describe_base(path: Path) -> Base:
     """Return what adapters of a GGUF model must fit; remembered, since reading takes seconds.
 
@@ -177,6 +205,11 @@ def describe_base(path: Path) -> Base:
 
 @lru_cache(maxsize=8)
 def _describe_base(path: Path, size: int, mtime: int) -> Base:
+    return read_base(path)[0]
+
+
+def read_base(path: Path) -> tuple[Base, gguf.GGUFReader]:
+    """Return what adapters of a GGUF model must fit, and the open file; raises as above."""
     try:
         reader = gguf.GGUFReader(path)
         field = reader.get_field("general.architecture")
@@ -187,7 +220,7 @@ def _describe_base(path: Path, size: int, mtime: int) -> Base:
                 f"are served for {', '.join(ARCHITECTURES)} only; choose another --chat-model."
             )
         heads = _number(reader, f"{architecture}.attention.head_count")
-        return Base(
+        base = Base(
             architecture=architecture,
             heads=heads,
             heads_kv=_number(reader, f"{architecture}.attention.head_count_kv", heads),
@@ -198,12 +231,14 @@ def _describe_base(path: Path, size: int, mtime: int) -> Base:
                 for tensor in reader.tensors
                 if _LAYER.fullmatch(tensor.name)
             },
+            file=path.name,
         )
     except (ValueError, TypeError, KeyError, IndexError, OSError) as error:
         raise AdapterError(
             f"The base model {path.name} is no GGUF file that adapters can be checked against: "
             f"{error}."
         ) from error
+    return base, reader
 
 
 def _number(reader: gguf.GGUFReader, name: str, default: int = 0) -> int:
@@ -240,6 +275,7 @@ def read(folder: Path, max_rank: int = MAX_RANK) -> PeftAdapter:
         rank_stabilised=config.get("use_rslora") is True,
         ranks_vary=ranks_vary,
         pairs=pairs,
+        base=str(config.get("base_model_name_or_path") or "")[:120],
         sha256=digest.hexdigest(),
     )
 
@@ -379,7 +415,7 @@ def convert(adapter: PeftAdapter, base: Base) -> dict[str, Array]:
     Raises:
         AdapterError: A layer does not exist in the base model, or has another shape.
     """
-    names = gguf.get_tensor_name_map(_ARCHITECTURE_KEYS[base.architecture], base.layers)
+    names = base.names
     tensors: dict[str, Array] = {}
     for module, (a, b) in adapter.pairs.items():
         name = names.get_name(f"{module}.weight", try_suffixes=(".weight",))
@@ -390,17 +426,15 @@ def convert(adapter: PeftAdapter, base: Base) -> dict[str, Array]:
             )
         shape = base.shapes.get(name) if name is not None else None
         if name is None or shape != (b.shape[0], a.shape[1]):
-            raise AdapterError(_wrong_base(adapter, module, (b.shape[0], a.shape[1]), shape))
+            raise AdapterError(_wrong_base(adapter, base, module, (b.shape[0], a.shape[1]), shape))
         if f"{name}.lora_a" in tensors:
             raise AdapterError(
                 f"The adapter '{adapter.folder.name}' adapts {module} twice: copy the folder again."
             )
         if adapter.rank_stabilised:
             b = b * np.float32(math.sqrt(a.shape[0]))
-        if ARCHITECTURES[base.architecture] and ".attn_q." in name:
-            b = permute(b, base.heads)
-        elif ARCHITECTURES[base.architecture] and ".attn_k." in name:
-            b = permute(b, base.heads_kv)
+        if heads := base.rotary_heads(name):
+            b = permute(b, heads)
         tensors[f"{name}.lora_a"] = np.ascontiguousarray(a)
         tensors[f"{name}.lora_b"] = np.ascontiguousarray(b)
     return tensors
@@ -412,13 +446,17 @@ _ARCHITECTURE_KEYS = {
 
 
 def _wrong_base(
-    adapter: PeftAdapter, module: str, has: tuple[int, int], wanted: tuple[int, int] | None
+    adapter: PeftAdapter,
+    base: Base,
+    module: str,
+    has: tuple[int, int],
+    wanted: tuple[int, int] | None,
 ) -> str:
     found = "which it lacks" if wanted is None else f"where it has {wanted[0]} x {wanted[1]}"
     return (
-        f"The adapter '{adapter.folder.name}' was trained on another model than the one served "
-        f"(its {module} is {has[0]} x {has[1]}, {found}): a NIM loads adapters only for its own "
-        "base model."
+        f"The adapter '{adapter.folder.name}' was trained on {adapter.base or 'another model'}, "
+        f"and {base.file} is served (the adapter's {module} is {has[0]} x {has[1]}, {found}): a "
+        "NIM loads adapters only for its own base model."
     )
 
 
@@ -432,8 +470,12 @@ def permute(rows: Array, heads: int) -> Array:
         rows: (heads * head size, rank) matrix B of an adapter, or the whole projection.
         heads: Heads that the rows belong to.
     """
-    width = rows.shape[0] // heads // 2
-    return rows.reshape(heads, 2, width, -1).swapaxes(1, 2).reshape(rows.shape)
+    return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def unpermute(rows: Array, heads: int) -> Array:
+    """Return the rows of a q or k projection in Hugging Face's order: `permute` undone."""
+    return rows.reshape(heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
 def _write(path: Path, architecture: str, alpha: float, tensors: Mapping[str, Array]) -> None:

@@ -1,8 +1,9 @@
 """Trains LoRA adapters over the very weights that the chat server runs.
 
-The GGUF file is read by transformers, which undoes its quantisation, and PEFT adds an adapter to
-every linear layer. Only the tokens that a sample marks as trainable count for the loss, and the
-output layer, which is a quarter of this small model, is computed for them alone.
+`base.load` undoes the quantisation of the GGUF file, and PEFT adds an adapter to every linear layer
+of the upper half of the blocks: nothing is computed backwards through the lower half. Only the
+tokens that a sample marks as trainable count for the loss, and the output layer, a quarter of so
+small a model, is computed for them alone.
 
 LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685; the folder that is written is PEFT's own,
 which a NIM reads from `NIM_PEFT_SOURCE`.
@@ -13,30 +14,26 @@ does it.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-import gguf
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from local_endpoints.finetuning import base as bases
+
 STATE_FILE = "training_state.safetensors"
-# Whose weights the GGUF file holds; written into the adapter, as PEFT does.
-BASE_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MAX_TOKENS = 1024  # of one sample; activations are kept for the backward pass
-MICRO_BATCH_TOKENS = 1024
+MICRO_BATCH_TOKENS = 512
 MAX_GRADIENT_NORM = 1.0
 IGNORED = -100  # the label that cross-entropy skips
 
@@ -93,20 +90,6 @@ class _Encoded:
     multiplier: float
 
 
-@contextlib.contextmanager
-def read_once() -> Iterator[None]:
-    """Have transformers parse a GGUF file once, which takes it most of the time it needs to load.
-
-    It opens the file for the tokenizer, the configuration and the tensors, and makes the table of
-    tensor names anew for every module.
-    """
-    with (
-        mock.patch.object(gguf, "GGUFReader", functools.cache(gguf.GGUFReader)),
-        mock.patch.object(gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map)),
-    ):
-        yield
-
-
 class Trainer:
     """One base model, and the adapter that was trained last.
 
@@ -115,23 +98,23 @@ class Trainer:
 
     Args:
         base: GGUF file of the base model.
+        name: The base model's name, written into every adapter, as PEFT does.
         threads: Threads of PyTorch; its own default (the cores) if not given.
 
     Raises:
         OSError: The file cannot be read.
+        AdapterError: It is no GGUF model that adapters can be trained for.
     """
 
     max_tokens = MAX_TOKENS
 
-    def __init__(self, base: Path, threads: int | None = None) -> None:
+    def __init__(self, base: Path, name: str, threads: int | None = None) -> None:
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         if threads:
             torch.set_num_threads(threads)
-        with read_once():
-            self._tokenizer = AutoTokenizer.from_pretrained(base.parent, gguf_file=base.name)
-            self._base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                base.parent, gguf_file=base.name, dtype=torch.float32
-            )
+        self._name = name
+        self._tokenizer = bases.load_tokenizer(base)
+        self._base: PreTrainedModel = bases.load_model(base)
         self._model: PeftModel | None = None
         self._optimizer: torch.optim.AdamW | None = None
         self._learning_rate = 0.0
@@ -150,10 +133,12 @@ class Trainer:
             OSError: The folder cannot be written.
         """
         self._drop()
+        blocks = self._base.config.num_hidden_layers
         config = LoraConfig(
             r=rank,
             lora_alpha=2 * rank,
             target_modules=list(ALL_LINEAR),
+            layers_to_transform=list(range(blocks // 2, blocks)),
             lora_dropout=0.0,  # the same samples give the same loss
             bias="none",
             task_type="CAUSAL_LM",
@@ -234,7 +219,9 @@ class Trainer:
         labels = pad_sequence([one.labels for one in batch], True, IGNORED)[:, 1:]
         weights = torch.tensor([[one.multiplier] for one in batch]).expand(labels.shape)
         base: Any = model.get_base_model()
-        hidden = base.get_decoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+        hidden = base.get_decoder()(
+            input_ids=ids, attention_mask=mask, use_cache=False
+        ).last_hidden_state
         learnt = labels != IGNORED
         logits = base.get_output_embeddings()(hidden[:, :-1][learnt])
         losses = torch.nn.functional.cross_entropy(logits, labels[learnt], reduction="none")
@@ -271,7 +258,7 @@ class Trainer:
 
     def _save(self, folder: Path) -> None:
         assert self._model is not None and self._optimizer is not None
-        self._model.peft_config["default"].base_model_name_or_path = BASE_NAME
+        self._model.peft_config["default"].base_model_name_or_path = self._name
         # Without False PEFT looks for the base model's own configuration, over the network.
         self._model.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # a model card with nothing filled in

@@ -236,8 +236,7 @@ class _Api:
                     'with `pip install "nim-rag-cookbook[finetune]"` (in a clone: '
                     "`make setup-dev`) and start the server again.",
                 )
-            base = weights.folder / weights.files[0][0]
-            self._worker = Worker(self._command or worker_command(base))
+            self._worker = Worker(self._command or worker_command(weights))
         return self._worker
 
     async def _queued(self, job: Callable[[], Awaitable[Json]]) -> Json:

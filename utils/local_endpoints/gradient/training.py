@@ -12,10 +12,11 @@ import importlib.util
 import json
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
+from local_endpoints.adapters import base_name
 from local_endpoints.engines.chat import cores
+from local_endpoints.weights import ResolvedWeights
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -53,12 +54,13 @@ def missing_packages() -> list[str]:
     return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 
 
-def worker_command(base: Path) -> list[str]:
+def worker_command(weights: ResolvedWeights) -> list[str]:
     """Return the command of the worker, on all cores: it is nice to whatever else runs.
 
     -P: a file in the working folder shadows no module.
     """
-    return [sys.executable, "-P", "-m", WORKER, str(base), str(cores())]
+    base = weights.folder / weights.files[0][0]
+    return [sys.executable, "-P", "-m", WORKER, str(base), base_name(weights), str(cores())]
 
 
 class Worker:

@@ -1,4 +1,4 @@
-"""``python -m local_endpoints.gradient.worker BASE.gguf THREADS``: the process that trains.
+"""``python -m local_endpoints.gradient.worker BASE.gguf NAME THREADS``: the process that trains.
 
 It reads one JSON object a line from standard input and writes one a line to standard output; the
 first says that the model is loaded, each other answers a request. It ends with its standard input,
@@ -90,11 +90,12 @@ def _perform(trainer: Trainer, request: Json) -> Json:
         return _failure(error)
 
 
-def main(base: Path, threads: int) -> int:
+def main(base: Path, name: str, threads: int) -> int:
     """Answer requests until standard input ends.
 
     Args:
         base: GGUF file of the base model.
+        name: What its adapters call it.
         threads: Threads of PyTorch.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then stops us
@@ -111,7 +112,7 @@ def main(base: Path, threads: int) -> int:
     try:
         from local_endpoints.finetuning.trainer import Trainer
 
-        trainer = Trainer(base, threads)
+        trainer = Trainer(base, name, threads)
     except Exception as error:
         _say(output, _failure(error))
         return 1
@@ -121,4 +122,4 @@ def main(base: Path, threads: int) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(Path(sys.argv[1]), int(sys.argv[2])))
+    raise SystemExit(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
