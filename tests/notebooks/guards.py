@@ -121,7 +121,7 @@ def hosted_api_catalog(notebook: NotebookNode) -> Iterator[str]:
 def _measured_01(notebook: NotebookNode) -> Iterator[str]:
     values = {m.name: float(m.value) for m in measures(notebook)}
     without, with_, gated = (
-        values[f"right answers {run} (contains the name or place)"]
+        values[f"right answers {run} (the right name or place alone)"]
         for run in ("without retrieval", "with retrieval", "with retrieval and threshold")
     )
     if with_ < RIGHT_WITH_RETRIEVAL:

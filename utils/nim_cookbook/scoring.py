@@ -74,9 +74,7 @@ class AnswerScores:
     @property
     def refused_wrongly(self) -> float | None:
         """Share of the answerable questions that were refused without a right answer."""
-        return _share(
-            row.refuses and not row.right for row in self.rows if row.question.answerable
-        )
+        return _share(row.refuses and not row.right for row in self.rows if row.question.answerable)
 
 
 def normalise(text: str) -> str:
@@ -132,7 +130,9 @@ def score_answers(questions: Sequence[Question], answers: Sequence[str]) -> Answ
 
 def _right(question: Question, answer: str, known: set[str]) -> bool:
     asked = normalise(question.question)
-    others = [other for other in known.difference(question.answers) if normalise(other) not in asked]
+    others = [
+        other for other in known.difference(question.answers) if normalise(other) not in asked
+    ]
     return contains(answer, question.answers) and not contains(answer, others)
 
 
