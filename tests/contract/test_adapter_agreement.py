@@ -1,6 +1,7 @@
 """An adapter trained here answers alike in plain transformers with PEFT and in llama.cpp.
 
-Both read the same GGUF weights and the same PEFT folder. They do not compute alike: llama.cpp
+Both read the same GGUF weights and the same PEFT folder, of the default model and of the small one,
+whose architecture orders the rows of two projections in another way. They do not compute alike: llama.cpp
 multiplies quantised weights with activations rounded to 8 bits, transformers undoes the
 quantisation and computes in float32. So the bare base model is compared as well: an adapter that
 were read wrongly would add to its difference.
@@ -9,6 +10,7 @@ were read wrongly would add to its difference.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +28,9 @@ from nim_cookbook.models import load_registry
 missing = missing_packages()
 pytestmark = pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)}: not installed")
 
-PROMPTS = 50
-COMPARED = 5  # of them for the base model and the random adapter
-NEEDED = 0.95
+PROMPTS = 10
+COMPARED = 4  # of them for the base model and the random adapter
+NEEDED = 0.9
 
 
 @dataclass(frozen=True)
@@ -39,44 +41,43 @@ class First:
     logprobs: list[float]
 
 
-@pytest.fixture(scope="module")
-def base():
-    """The chat weights of the registry, on disk."""
-    return weights.resolve(load_registry().weights_for("chat", "small"), report=print)
+@pytest.fixture(scope="module", params=["default", "small"])
+def base(request):
+    """Chat weights of the registry, on disk."""
+    return weights.resolve(load_registry().weights_for("chat", request.param), report=print)
 
 
 @pytest.fixture(scope="module")
-def tokenizer(base):
-    import transformers
+def file(base) -> Path:
+    return base.folder / base.files[0][0]
 
-    return transformers.AutoTokenizer.from_pretrained(base.folder, gguf_file=base.files[0][0])
+
+@pytest.fixture(scope="module")
+def tokenizer(file):
+    from local_endpoints.finetuning.base import load_tokenizer
+
+    return load_tokenizer(file)
 
 
 @pytest.fixture(scope="module")
 def prompts() -> list[str]:
     """Questions of the test split with the passages that hold the answer."""
-    passages = indexing.company_passages(corpus.company_files(), 100, 20)  # as in recipe 05
+    passages = indexing.company_passages(corpus.company_files(), 35, 10)
     queries = [query for query in corpus.load_company().split("test") if query.answerable]
     return [case.prompt for case in finetuning.cases(queries[: 2 * PROMPTS], passages)][:PROMPTS]
 
 
 @pytest.fixture(scope="module")
-def model(base):
-    """The base model as plain transformers loads it, with the file parsed once."""
-    import torch
-    import transformers
+def model(file):
+    """The base model in PyTorch."""
+    from local_endpoints.finetuning.base import load_model
 
-    from local_endpoints.finetuning.trainer import read_once
-
-    with read_once():
-        return transformers.AutoModelForCausalLM.from_pretrained(
-            base.folder, gguf_file=base.files[0][0], dtype=torch.float32
-        ).eval()
+    return load_model(file)
 
 
 @pytest.fixture(scope="module")
-def folders(model, tmp_path_factory) -> dict[str, Path]:
-    """The adapter that `make adapter` trained, and random weights on every linear layer."""
+def folders(base, model, tmp_path_factory) -> dict[str, Path]:
+    """Random weights on every linear layer; the adapter of `make adapter` beside its own base."""
     import peft
     import torch
 
@@ -92,7 +93,10 @@ def folders(model, tmp_path_factory) -> dict[str, Path]:
                 torch.nn.init.normal_(parameter, std=0.02)
     adapted.save_pretrained(random)
     adapted.unload()
-    return {"trained": data_path("adapters/brief-answers-long"), "random": random}
+    trained = data_path("adapters/brief-answers-long")
+    config = json.loads((trained / adapters.CONFIG_FILE).read_text("utf-8"))
+    ours = config["base_model_name_or_path"] == adapters.base_name(base)
+    return {"random": random} | ({"trained": trained} if ours else {})
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +111,15 @@ def by_torch(model, tokenizer, prompts, folders) -> Iterator[dict[str, First]]:
     found = {"base": first_by_torch(model, ids[:COMPARED])}
     for name, folder in folders.items():
         adapted = peft.PeftModel.from_pretrained(model, folder).eval()
-        found[name] = first_by_torch(adapted, ids if name == "trained" else ids[:COMPARED])
+        found[name] = first_by_torch(adapted, ids[: count(name)])
         adapted.unload()
     yield found
     torch.set_num_threads(threads)
+
+
+def count(name: str) -> int:
+    """How many prompts the base model or an adapter gets."""
+    return PROMPTS if name == "trained" else COMPARED
 
 
 def first_by_torch(model, ids: list[list[int]]) -> First:
@@ -126,22 +135,21 @@ def first_by_torch(model, ids: list[list[int]]) -> First:
 
 
 @pytest.fixture(scope="module")
-def by_llama(base, tokenizer, prompts, folders, tmp_path_factory) -> dict[str, First]:
+def by_llama(base, file, tokenizer, prompts, folders, tmp_path_factory) -> dict[str, First]:
     """llama.cpp, over the same file and the same folders."""
     cache = tmp_path_factory.mktemp("converted")
-    file = base.folder / base.files[0][0]
     ggufs = {name: adapters.to_gguf(folder, file, cache) for name, folder in folders.items()}
     lengths = [len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts]
 
     async def ask() -> dict[str, First]:
         engine = ChatEngine(base, adapters=ggufs)
         await engine.start()
-        some = (prompts[:COMPARED], lengths)
         try:
             return {
-                "base": await first_by_llama(engine, *some, None),
-                "random": await first_by_llama(engine, *some, "random"),
-                "trained": await first_by_llama(engine, prompts, lengths, "trained"),
+                name: await first_by_llama(
+                    engine, prompts[: count(name)], lengths, None if name == "base" else name
+                )
+                for name in ("base", *ggufs)
             }
         finally:
             await engine.close()
@@ -167,20 +175,20 @@ def share(one: list[int], other: list[int]) -> float:
     return sum(a == b for a, b in zip(one, other, strict=False)) / min(len(one), len(other))
 
 
-def test_the_trained_adapter_changes_what_is_answered(by_torch):
-    assert share(by_torch["trained"].tokens, by_torch["base"].tokens) < 0.8
+def test_first_tokens_agree(base, by_torch, by_llama):
+    """The trained adapter changes what is answered, and changes it alike."""
+    default = load_registry().weights_for("chat").name
+    assert ("trained" in by_torch) == (base.name == default), "run `make adapter`"
+    if "trained" in by_torch:
+        assert share(by_torch["trained"].tokens, by_torch["base"].tokens) < 0.8
+        assert share(by_torch["trained"].tokens, by_llama["trained"].tokens) >= NEEDED
 
 
-def test_first_tokens_agree(by_torch, by_llama):
-    assert share(by_torch["trained"].tokens, by_llama["trained"].tokens) >= NEEDED
-
-
-@pytest.mark.parametrize("name", ["trained", "random"])
-def test_an_adapter_adds_no_difference_to_that_of_the_base(by_torch, by_llama, name):
+def test_an_adapter_adds_no_difference_to_that_of_the_base(by_torch, by_llama):
     """A wrong scale, a wrong order of rows or a lost layer would."""
 
     def distance(of: str) -> float:
         pairs = zip(by_torch[of].logprobs, by_llama[of].logprobs, strict=True)
         return sum(abs(a - b) for a, b in list(pairs)[:COMPARED]) / COMPARED
 
-    assert distance(name) < 2 * distance("base")
+    assert all(distance(name) < 2 * distance("base") for name in by_torch)

@@ -25,6 +25,7 @@ import pytest
 
 from local_endpoints import loading
 from local_endpoints.api.catalog import Services
+from local_endpoints.downloads import Cancellation
 from local_endpoints.engines.embedding import EmbeddingEngine
 from local_endpoints.gradient.app import base_model_id, build_app
 from local_endpoints.gradient.store import AdapterStore
@@ -119,9 +120,9 @@ def services() -> Iterator[Services]:
     """The roles as a server has them, with the smallest weights; llama.cpp starts when asked."""
     registry = load_registry()
     made = loading.make_services(registry)
-    made.chat.weights = loading.resolve("chat", ServeOptions(), registry, print)
-    weights = loading.resolve("embedding", ServeOptions(), registry, print)
-    made.embedding.load(EmbeddingEngine(weights), weights)
+    found = loading.resolve(ServeOptions(models="small"), registry, print, Cancellation())
+    made.chat.weights = found["chat"]
+    made.embedding.load(EmbeddingEngine(found["embedding"]), found["embedding"])
     yield made
     assert made.embedding.engine is not None
     asyncio.run(made.embedding.engine.close())
@@ -782,6 +783,7 @@ def test_the_folder_of_an_adapter_is_a_standard_peft_folder(
     folder = Path(entry["localStandIn"]["folder"])
     config = json.loads((folder / "adapter_config.json").read_bytes())
     assert (config["peft_type"], config["r"]) == ("LORA", 8)
+    assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert (folder / "adapter_model.safetensors").stat().st_size > 100_000
 
 
@@ -822,7 +824,7 @@ def test_ctrl_c_stops_server_and_worker_and_a_second_start_cleans_up(tmp_path: P
         "COOKBOOK_LOCAL_KEY": TOKEN,
     }
     url = f"http://127.0.0.1:{base + PORT_OFFSETS['gradient']}/api"
-    command = [sys.executable, "-m", "local_endpoints", "--port-base", str(base)]
+    command = [sys.executable, "-m", "local_endpoints", f"--port-base={base}", "--models=small"]
     log = tmp_path.with_suffix(".log")
     with (
         log.open("wb") as output,

@@ -45,7 +45,7 @@ class Server:
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "local_endpoints", "--stop-with-stdin"),
-                f"--port-base={self.servers.port_base}",
+                *("--models=small", f"--port-base={self.servers.port_base}"),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -234,13 +234,13 @@ def test_a_half_copied_adapter_waits_until_it_is_complete(server):
 
 def test_unusable_folders_are_told_once_and_leave_the_others_alone(server):
     server.put("good")
-    tiny.write_peft(server.folder / "foreign")
+    tiny.write_peft(server.folder / "foreign", base_model_name_or_path="them/another-1b")
     tiny.write_peft(server.folder / "weird name!")
     local_id = load_registry().weights_for("chat", "small").local_id
     tiny.write_peft(server.folder / local_id.removeprefix("local/"))
     (server.folder / "no-adapter").mkdir()
-    foreign = server.until_said("The adapter 'foreign' was trained on another model")
-    assert "a NIM loads adapters only for its own base model" in foreign
+    foreign = server.until_said("The adapter 'foreign' was trained on them/another-1b")
+    assert "and SmolLM2-135M-Instruct.Q4_1.gguf is served" in foreign
     server.until_said("'weird name!' has a name that is no model id")
     server.until_said("has the name of a model that is served")
     server.until_served("good")

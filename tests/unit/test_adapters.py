@@ -75,6 +75,10 @@ class TestConversion:
         given = tiny.tensors()[f"base_model.model.{tiny.module_name(0, 'q_proj')}.lora_B.weight"]
         np.testing.assert_array_equal(tensors["blk.0.attn_q.weight.lora_b"], given)
 
+    def test_the_order_of_rows_can_be_undone(self):
+        rows = np.arange(48.0).reshape(16, 3)
+        np.testing.assert_array_equal(adapters.unpermute(adapters.permute(rows, 4), 4), rows)
+
     def test_rank_stabilised_scale_goes_into_b(self, base, tmp_path):
         folder = tiny.write_peft(tmp_path / "stable", use_rslora=True)
         fields, tensors = converted(folder, base, tmp_path)
@@ -222,9 +226,16 @@ class TestRefusals:
         ],
     )
     def test_another_base_model(self, base, tmp_path, sizes):
-        folder = tiny.write_peft(tmp_path / "foreign", tiny.tensors(sizes))
+        folder = tiny.write_peft(
+            tmp_path / "foreign", tiny.tensors(sizes), base_model_name_or_path="them/theirs-1b"
+        )
         sentence = self.refused(folder, base, tmp_path)
+        assert "trained on them/theirs-1b, and base.gguf is served" in sentence
         assert "a NIM loads adapters only for its own base model" in sentence
+
+    def test_another_base_model_that_has_no_name(self, base, tmp_path):
+        folder = tiny.write_peft(tmp_path / "foreign", tiny.tensors(tiny.SMOLLM2_135M))
+        assert "trained on another model" in self.refused(folder, base, tmp_path)
 
     def test_one_half_of_a_pair(self, folder, base, tmp_path):
         weights = tiny.tensors()

@@ -1,8 +1,8 @@
 """From questions with evidence to samples for fine-tuning: what is read, and what is to be learnt.
 
-The chat weights of the local servers are SmolLM2-135M-Instruct, so the prompt is written in that
-model's chat markup (ChatML): a completion endpoint passes text on as it is, and a chat endpoint
-makes the very same text of a system and a user message.
+The chat models of the local servers (Qwen2.5-Coder, SmolLM2) share one chat markup, ChatML, so the
+prompt is written in it: a completion endpoint passes text on as it is, and a chat endpoint makes
+the very same text of a system and a user message.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ REFUSAL = "The passage does not tell."
 USER = """{% for document in documents %}{{ document.content[:2000] }}
 
 {% endfor %}Question: {{ question }}"""
-#: The whole prompt for a completion endpoint, in SmolLM2's chat markup. It ends with two line
-#: breaks because Jinja drops the last one.
+#: The whole prompt for a completion endpoint, in ChatML. It ends with two line breaks because Jinja
+#: drops the last one.
 TEMPLATE = f"""<|im_start|>system
 {SYSTEM}<|im_end|>
 <|im_start|>user
