@@ -10,7 +10,6 @@ from benchmarks.answers import HOMES, people
 from nim_cookbook import endpoints
 from tests.support import Servers
 
-
 # Of six: "Who lives in Berlin?" is a coin toss for the first token, and falls the wrong way in the
 # order in which bge-small finds the three documents.
 MOST_WRONG = 1
