@@ -1,10 +1,10 @@
 """An adapter trained here answers alike in plain transformers with PEFT and in llama.cpp.
 
-Both read the same GGUF weights and the same PEFT folder, of the default model and of the small one,
-whose architecture orders the rows of two projections in another way. They do not compute alike: llama.cpp
-multiplies quantised weights with activations rounded to 8 bits, transformers undoes the
-quantisation and computes in float32. So the bare base model is compared as well: an adapter that
-were read wrongly would add to its difference.
+Both read the same GGUF weights and the same PEFT folder, over the default model and over the small
+one, whose architecture orders the rows of two projections in another way. They do not compute
+alike: llama.cpp multiplies quantised weights with activations rounded to 8 bits, PyTorch computes
+in float32. So the bare base model is compared as well: an adapter that were read wrongly would add
+to its difference.
 """
 
 from __future__ import annotations
