@@ -10,7 +10,7 @@ three on the same questions: where its interval lies above zero, reranking beats
 you would have chosen without it. The vectors and the logits come from the endpoints that
 `COOKBOOK_ENDPOINTS` names, over HTTP as in the recipes.
 
-The company's documents are cut into passages of 100 words that share 20; in a folder of BEIR's a
+The company's documents in force are cut into passages as in the recipes; in a folder of BEIR's a
 document is one passage, its title first. The servers are started if they do not run.
 """
 
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import Stemmer
 
-from nim_cookbook import corpus, endpoints
+from nim_cookbook import corpus, endpoints, indexing
 from nim_cookbook.errors import CookbookError
 from nim_cookbook.evaluation import Passage, Scores, bootstrap, paired_bootstrap, score_retrieval
 
@@ -38,33 +37,24 @@ METRIC = "ndcg@10"
 LIST = 100  # results of each search that are fused
 RRF = 60  # the constant of Cormack, Clarke and Buettcher (SIGIR 2009)
 TEXTS = 64  # texts in one embedding request
-WORDS, SHARED = 100, 20
 
 
-def passages(collection: corpus.Collection, *, split: bool) -> list[Passage]:
-    """Return the passages of a collection.
+def company_passages() -> list[Passage]:
+    """Return the passages of the company's documents in force, cut as in the recipes."""
+    files, _ = indexing.in_force(corpus.company_files())
+    made = indexing.company_passages(files)
+    return [Passage(passage.meta["document"], passage.content or "") for passage in made]
 
-    Args:
-        collection: The collection.
-        split: Whether to cut documents into passages of `WORDS` words that share `SHARED`.
-    """
-    if not split:
-        texts = [(s, f"{s.title}. {s.text}" if s.title else s.text) for s in collection.sources]
-        return [Passage(source.id, text) for source, text in texts if text.strip()]
-    found = []
-    for source in collection.sources:
-        spans = [match.span() for match in re.finditer(r"\S+", source.text)]
-        for start in range(0, max(1, len(spans) - SHARED), WORDS - SHARED):
-            taken = spans[start : start + WORDS]
-            if taken:
-                found.append(Passage(source.id, source.text[taken[0][0] : taken[-1][1]]))
-    return found
+
+def beir_passages(collection: corpus.Collection) -> list[Passage]:
+    """Return one passage for each document, its title first."""
+    texts = [(s.id, f"{s.title}. {s.text}" if s.title else s.text) for s in collection.sources]
+    return [Passage(name, text) for name, text in texts if text.strip()]
 
 
 def keyword_search(texts: Sequence[str], questions: Sequence[str]) -> list[list[int]]:
     """Return for each question the texts that BM25 finds, best first."""
     stemmer = Stemmer.Stemmer("english")
-
     quiet = {"show_progress": False}
     of_texts, of_questions = (
         bm25s.tokenize(list(given), stopwords="en", stemmer=stemmer, **quiet)
@@ -185,14 +175,14 @@ def show(name: str, size: int, scores: Mapping[str, Scores]) -> dict[str, object
 def collections(folders: Sequence[str], limit: int | None) -> list[tuple[str, Any, Any]]:
     """Return name, passages and judged questions of each collection."""
     company = corpus.load_company()
-    cut = passages(company, split=True)
+    cut = company_passages()
     asked = [(f"company, {split}", cut, company.split(split)) for split in ("dev", "test")]
     for folder in folders:
         given = corpus.load_beir(folder)
         # Where a folder has several splits, a query is scored once.
         unique = {query.id: query for query in given.queries}
         name = Path(folder).resolve().name
-        asked.append((name, passages(given, split=False), tuple(unique.values())))
+        asked.append((name, beir_passages(given), tuple(unique.values())))
     return [(n, p, [q for q in queries if q.evidence][:limit]) for n, p, queries in asked]
 
 
