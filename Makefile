@@ -23,7 +23,7 @@ NEED_PYTHON = command -v $(PYTHON) >/dev/null || { echo "Error: $(PYTHON) was no
 BOOTSTRAP = @$(NEED_PYTHON); $(PYTHON) tools/bootstrap.py --venv $(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage lint crds lab serve fetch notebooks pdfs adapter screenshot pipelines bench constraints wheel clean setup setup-dev
+.PHONY: help run test coverage lint crds lab serve fetch notebooks pdfs screenshot pipelines bench constraints wheel clean setup setup-dev
 
 help: ## Show this list
 	@echo "make TARGET, with TARGET one of:"
@@ -65,9 +65,6 @@ notebooks: setup ## Execute the recipes and store their outputs in notebooks/
 
 pdfs: setup-dev ## Build the company's PDFs from their Markdown
 	@$(BIN)/python tools/make_pdfs.py
-
-adapter: setup-dev ## Train and measure the adapters under data/ (about an hour on two idle cores)
-	@GOMP_SPINCOUNT=10000 $(BIN)/python tools/make_adapter.py
 
 screenshot: setup-dev ## Drive the chat page in Chromium and keep its picture for recipe 06
 	@COOKBOOK_SCREENSHOT=$(CURDIR)/data/serving/chat-page.png $(BIN)/python -m pytest tests/contract/test_chat_page.py

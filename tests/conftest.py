@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support import Servers, free_port_block
+from tests.support import Servers, free_port_block, start_servers, stop_servers
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 KEY_VARIABLE = "COOKBOOK_LOCAL_KEY"
@@ -38,31 +37,20 @@ def pytest_configure(config: pytest.Config) -> None:
     # tests are about the local servers and say so themselves.
     for name in ("NVIDIA_BASE_URL", "NVIDIA_API_URL"):
         os.environ.pop(name, None)
+    if config.args and all("contract" in Path(name).parts for name in config.args):
+        os.environ["COOKBOOK_MODELS"] = "small"  # tests about answers ask for `default_server`
     base = free_port_block()
     log = REPOSITORY / ".pytest_cache" / f"servers-{base}.log"
-    log.parent.mkdir(exist_ok=True)
     os.environ[PORT_VARIABLE] = str(base)
     os.environ[KEY_VARIABLE] = f"nvapi-local-fake-key-for-tests-{base}"
     os.environ["COOKBOOK_TEST_LOG"] = str(log)
-    with log.open("wb") as output:
-        _server = subprocess.Popen(
-            [sys.executable, "-m", "local_endpoints", f"--port-base={base}", "--stop-with-stdin"],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=output,
-        )
+    _server = start_servers(base, log)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Stop the servers by closing their standard input."""
-    if _server is None or _is_worker(config):
-        return
-    assert _server.stdin is not None
-    _server.stdin.close()
-    try:
-        _server.wait(timeout=20)
-    except subprocess.TimeoutExpired:
-        _server.kill()
+    if _server is not None and not _is_worker(config):
+        stop_servers(_server)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -72,10 +74,17 @@ def serving_app(app: FastAPI) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Servers:
-    """Where the session's servers are."""
+    """Where a start of the local servers is.
+
+    Attributes:
+        port_base: Its first port.
+        key: Its key.
+        log: Where it writes what it says; the session's servers' by default.
+    """
 
     port_base: int
     key: str
+    log: Path | None = None
 
     def url(self, name: str) -> str:
         """Return a server's base URL, which ends in /v1 for the NIMs and the catalog."""
@@ -98,8 +107,34 @@ class Servers:
                         return
             except httpx.TransportError:
                 pass
-            log = Path(os.environ["COOKBOOK_TEST_LOG"]).read_text(encoding="utf-8")
+            log = (self.log or Path(os.environ["COOKBOOK_TEST_LOG"])).read_text(encoding="utf-8")
             if "Error: " in log:
                 break
             time.sleep(0.1)
         pytest.fail(f"the local servers did not start:\n{log[-2000:]}", pytrace=False)
+
+
+def start_servers(port_base: int, log: Path, **variables: str) -> subprocess.Popen[bytes]:
+    """Start the local servers without waiting; they end with their standard input."""
+    log.parent.mkdir(exist_ok=True)
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "local_endpoints", "--stop-with-stdin"),
+                f"--port-base={port_base}",
+            ],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **variables},
+        )
+
+
+def stop_servers(process: subprocess.Popen[bytes]) -> None:
+    """End servers of `start_servers`."""
+    assert process.stdin is not None
+    process.stdin.close()
+    try:
+        process.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        process.kill()

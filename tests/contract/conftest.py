@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
 from local_endpoints.notion import Workspace, load_workspace
 from nim_cookbook.data import data_path
+from nim_cookbook.models import load_registry
 from tests.notion_server import serving
 from tests.query_service import Tap
-from tests.support import Servers
+from tests.support import Servers, free_port_block, start_servers, stop_servers
 
 # xdist hands out whole files in this order, so that no long one is left for the end. Those that
 # compute stand beside those that wait for other processes.
@@ -47,6 +50,27 @@ def url(wiki: Workspace) -> Iterator[str]:
     """The address of a local Notion that serves it."""
     with serving(wiki) as address:
         yield address
+
+
+@pytest.fixture(scope="session")
+def default_server() -> Iterator[Servers]:
+    """Servers with the default models, for tests about what the chat model answers.
+
+    The others have the small one, which answers sooner. These start when the first test asks.
+    """
+    base = free_port_block()
+    log = Path(os.environ["COOKBOOK_TEST_LOG"]).with_name(f"servers-{base}.log")
+    process = start_servers(base, log, COOKBOOK_MODELS="default")
+    try:
+        running = Servers(base, os.environ["COOKBOOK_LOCAL_KEY"], log)
+        running.wait()
+        with running.client("chat") as client:
+            (chat,) = client.get("/metadata").json()["weights"]
+        if chat["localId"] != load_registry().weights_for("chat", "default").local_id:
+            pytest.skip(f"needs the default chat weights, and has {chat['description']}")
+        yield running
+    finally:
+        stop_servers(process)
 
 
 @pytest.fixture(scope="module")

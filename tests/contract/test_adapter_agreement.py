@@ -1,16 +1,15 @@
 """An adapter trained here answers alike in plain transformers with PEFT and in llama.cpp.
 
-Both read the same GGUF weights and the same PEFT folder, over the default model and over the small
-one, whose architecture orders the rows of two projections in another way. They do not compute
-alike: llama.cpp multiplies quantised weights with activations rounded to 8 bits, PyTorch computes
-in float32. So the bare base model is compared as well: an adapter that were read wrongly would add
-to its difference.
+Both read the same GGUF weights and the same PEFT folder, of the default model and of the small one,
+whose architecture orders the rows of two projections in another way. They do not compute alike:
+llama.cpp multiplies quantised weights with activations rounded to 8 bits, transformers undoes the
+quantisation and computes in float32. So the bare base model is compared as well: an adapter that
+were read wrongly would add to its difference.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +20,13 @@ from local_endpoints import adapters, weights
 from local_endpoints.engines.chat import ChatEngine
 from local_endpoints.gradient.training import missing_packages
 from nim_cookbook import corpus, finetuning, indexing
-from nim_cookbook.data import data_path
 from nim_cookbook.models import load_registry
 
 # Imported where they are used: every process that collects tests would spend seconds on them.
 missing = missing_packages()
 pytestmark = pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)}: not installed")
 
-PROMPTS = 10
-COMPARED = 4  # of them for the base model and the random adapter
-NEEDED = 0.9
+PROMPTS = 4
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,7 @@ def model(file):
 
 @pytest.fixture(scope="module")
 def folders(base, model, tmp_path_factory) -> dict[str, Path]:
-    """Random weights on every linear layer; the adapter of `make adapter` beside its own base."""
+    """Random weights on every linear layer."""
     import peft
     import torch
 
@@ -93,10 +89,7 @@ def folders(base, model, tmp_path_factory) -> dict[str, Path]:
                 torch.nn.init.normal_(parameter, std=0.02)
     adapted.save_pretrained(random)
     adapted.unload()
-    trained = data_path("adapters/brief-answers-long")
-    config = json.loads((trained / adapters.CONFIG_FILE).read_text("utf-8"))
-    ours = config["base_model_name_or_path"] == adapters.base_name(base)
-    return {"random": random} | ({"trained": trained} if ours else {})
+    return {"random": random}
 
 
 @pytest.fixture(scope="module")
@@ -108,18 +101,13 @@ def by_torch(model, tokenizer, prompts, folders) -> Iterator[dict[str, First]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # more of them wait for each other beside other tests
     ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
-    found = {"base": first_by_torch(model, ids[:COMPARED])}
+    found = {"base": first_by_torch(model, ids)}
     for name, folder in folders.items():
         adapted = peft.PeftModel.from_pretrained(model, folder).eval()
-        found[name] = first_by_torch(adapted, ids[: count(name)])
+        found[name] = first_by_torch(adapted, ids)
         adapted.unload()
     yield found
     torch.set_num_threads(threads)
-
-
-def count(name: str) -> int:
-    """How many prompts the base model or an adapter gets."""
-    return PROMPTS if name == "trained" else COMPARED
 
 
 def first_by_torch(model, ids: list[list[int]]) -> First:
@@ -147,7 +135,7 @@ def by_llama(base, file, tokenizer, prompts, folders, tmp_path_factory) -> dict[
         try:
             return {
                 name: await first_by_llama(
-                    engine, prompts[: count(name)], lengths, None if name == "base" else name
+                    engine, prompts, lengths, None if name == "base" else name
                 )
                 for name in ("base", *ggufs)
             }
@@ -171,24 +159,11 @@ async def first_by_llama(
     return First(tokens, logprobs)
 
 
-def share(one: list[int], other: list[int]) -> float:
-    return sum(a == b for a, b in zip(one, other, strict=False)) / min(len(one), len(other))
-
-
-def test_first_tokens_agree(base, by_torch, by_llama):
-    """The trained adapter changes what is answered, and changes it alike."""
-    default = load_registry().weights_for("chat").name
-    assert ("trained" in by_torch) == (base.name == default), "run `make adapter`"
-    if "trained" in by_torch:
-        assert share(by_torch["trained"].tokens, by_torch["base"].tokens) < 0.8
-        assert share(by_torch["trained"].tokens, by_llama["trained"].tokens) >= NEEDED
-
-
 def test_an_adapter_adds_no_difference_to_that_of_the_base(by_torch, by_llama):
     """A wrong scale, a wrong order of rows or a lost layer would."""
 
     def distance(of: str) -> float:
         pairs = zip(by_torch[of].logprobs, by_llama[of].logprobs, strict=True)
-        return sum(abs(a - b) for a, b in list(pairs)[:COMPARED]) / COMPARED
+        return sum(abs(a - b) for a, b in pairs) / PROMPTS
 
     assert all(distance(name) < 2 * distance("base") for name in by_torch)

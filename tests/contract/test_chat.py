@@ -132,36 +132,18 @@ def test_guided_choice_gives_one_of_the_choices(servers, choices):
     assert answer.json()["choices"][0]["message"]["content"] in choices
 
 
-def test_tool_is_called_with_arguments_of_its_schema(client):
-    ask = [{"role": "user", "content": "What's the weather in Paris?"}]
-    answer = client.chat.completions.create(
-        model=MODEL, messages=ask, tools=[WEATHER], tool_choice="required", temperature=0
-    )
-    choice = answer.choices[0]
-    assert choice.finish_reason == "tool_calls"
-    call = choice.message.tool_calls[0]
-    assert call.function.name == "weather"
-    assert json.loads(call.function.arguments) == {"city": "Paris"}
-    result = {"role": "tool", "tool_call_id": call.id, "content": "Sunny, 22 degrees"}
-    second = client.chat.completions.create(
-        model=MODEL,
-        messages=[*ask, choice.message.model_dump(exclude_none=True), result],
-        tools=[WEATHER],
-        tool_choice="none",
-        temperature=0,
-    )
-    assert "unny" in second.choices[0].message.content
-
-
-def test_tool_calls_stream(client):
-    ask = [{"role": "user", "content": "What's the weather in Paris?"}]
-    stream = client.chat.completions.create(
-        model=MODEL, messages=ask, tools=[WEATHER], tool_choice="required", stream=True
-    )
-    deltas = [chunk.choices[0] for chunk in stream if chunk.choices]
-    calls = [call for choice in deltas for call in choice.delta.tool_calls or []]
-    assert calls[0].function.name == "weather"
-    assert deltas[-1].finish_reason == "tool_calls"
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"tools": [WEATHER]},
+        {"tools": [WEATHER], "tool_choice": "required"},
+        {"messages": [*CAPITAL, {"role": "tool", "tool_call_id": "1", "content": "Paris"}]},
+    ],
+)
+def test_a_model_without_tools_refuses_them(servers, body):
+    answer = post(servers, **body)
+    assert answer.status_code == 400
+    assert "start the servers with --models default" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(
@@ -187,8 +169,6 @@ def test_tool_calls_stream(client):
         ({"chat_template_kwargs": {"enable_thinking": True}}, 400),
         ({"stream_options": {"include_usage": True}}, 400),
         ({"tool_choice": "required"}, 400),
-        ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "x"}}}, 400),
-        ({"tools": [WEATHER], "response_format": {"type": "json_object"}}, 400),
         ({"messages": [{"role": "user", "content": "hi " * 6000}]}, 400),
     ],
 )
@@ -233,6 +213,22 @@ def test_completions(client):
     )
     text = "".join(chunk.choices[0].text for chunk in stream if chunk.choices)
     assert text == answer.choices[0].text
+
+
+@pytest.mark.parametrize("several", [{"n": 2}, {"prompt": ["One, two,", "A, B,"]}])
+def test_several_completions_stream_side_by_side(client, several):
+    asked = {"model": MODEL, "prompt": "One, two,", "max_tokens": 4, "temperature": 0, **several}
+    whole = client.completions.create(**asked)
+    stream = client.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    texts = {choice.index: "" for choice in whole.choices}
+    usages = []
+    for chunk in stream:
+        usages += [chunk.usage] if chunk.usage else []
+        for choice in chunk.choices:
+            assert not usages
+            texts[choice.index] += choice.text
+    assert texts == {choice.index: choice.text for choice in whole.choices}
+    assert len(usages) == 1
 
 
 def running(servers) -> float:

@@ -42,6 +42,7 @@ class FakeModels:
     prompts: list[str] = field(default_factory=list)
     ranked: list[dict[str, Any]] = field(default_factory=list)
     width: int = 64
+    refusal_logit: float | None = None
     failing: int = 0
 
     def endpoints(self, mode: Mode = "local", weights: str = "fake weights") -> Endpoints:
@@ -49,7 +50,15 @@ class FakeModels:
         return Endpoints(
             mode,
             {
-                role: Endpoint(role, self.url, f"fake/{role}", KEY_VARIABLE, weights, self.url)
+                role: Endpoint(
+                    role,
+                    self.url,
+                    f"fake/{role}",
+                    KEY_VARIABLE,
+                    weights,
+                    self.url,
+                    self.refusal_logit,
+                )
                 for role in ROLES
             },
         )

@@ -317,16 +317,19 @@ def test_below_the_threshold_is_a_refusal(
     assert session.models.prompts == []
 
 
-def test_the_default_threshold_is_for_the_local_weights_alone(
-    session: Session, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("mode", ["local", "self-hosted"])
+def test_the_default_threshold_is_that_of_the_reranking_model(
+    session: Session, capsys: pytest.CaptureFixture[str], mode: str
 ) -> None:
-    monkeypatch.setattr("nim_cookbook.answering.REFUSAL_LOGIT", 99.0)
-    session.ask(ASKED)
-    assert REFUSAL in capsys.readouterr().out
-    session.ask(ASKED, "--endpoints", "self-hosted")
+    session.ask(ASKED, "--endpoints", mode)
     assert REFUSAL not in capsys.readouterr().out
-    session.ask(ASKED, "--endpoints", "self-hosted", "--threshold", "99")
+    session.ask(ASKED, "--endpoints", mode, "--threshold", "99")
     assert REFUSAL in capsys.readouterr().out
+    session.models.refusal_logit = 99.0
+    session.ask(ASKED, "--endpoints", mode)
+    assert REFUSAL in capsys.readouterr().out
+    session.ask(ASKED, "--endpoints", mode, "--threshold", "-99")
+    assert REFUSAL not in capsys.readouterr().out
 
 
 def test_json_is_all_that_goes_to_standard_output(
@@ -338,8 +341,8 @@ def test_json_is_all_that_goes_to_standard_output(
     assert answer["question"] == "Where does the raft lie?"
     assert answer["answer"] == ANSWER
     assert answer["refused"] is False
-    (source,) = answer["sources"]
-    assert source["number"] == 1
+    source, *others = answer["sources"]
+    assert [entry["number"] for entry in (source, *others)] == [1, 2, 3]
     assert (source["file"], source["page"]) == ("deep/raft_of-2026.pdf", 2)
     assert RAFT in source["text"]
     assert answer["answered_by"]["chat"] == "fake weights"
@@ -387,13 +390,11 @@ def test_very_long_words_are_cut_for_the_models(session: Session) -> None:
     assert len(session.models.prompts[0]) < 5_000
 
 
-def test_a_large_model_sees_more_passages_than_the_local_one(session: Session) -> None:
+def test_the_chat_model_sees_three_chunks_or_as_many_as_are_asked_for(session: Session) -> None:
     session.ask(ASKED)
-    assert "[1] " in session.models.prompts[0]
-    assert "[2] " not in session.models.prompts[0]
-    session.ask(ASKED, "--endpoints", "self-hosted")
-    assert "[5] " in session.models.prompts[0]
-    session.ask(ASKED, "--endpoints", "self-hosted", "--top-k", "2")
+    assert "[3] " in session.models.prompts[0]
+    assert "[4] " not in session.models.prompts[0]
+    session.ask(ASKED, "--top-k", "2")
     assert "[3] " not in session.models.prompts[0]
 
 

@@ -145,5 +145,4 @@ def test_wheel_carries_packages_data_and_index(tmp_path: Path) -> None:
     assert "nim_cookbook/models.toml" in names
     assert "nim_cookbook/py.typed" in names
     assert not [name for name in names if "__pycache__" in name or name.endswith(".ipynb")]
-    # Ten of these megabytes are the two adapters of recipe 05.
-    assert sum(info.file_size for info in zipfile.ZipFile(wheel).infolist()) < 15_000_000
+    assert sum(info.file_size for info in zipfile.ZipFile(wheel).infolist()) < 5_000_000

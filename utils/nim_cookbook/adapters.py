@@ -6,7 +6,6 @@ both to what `GET /models/{id}` answers, in the field `localStandIn`.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterable
@@ -16,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from nim_cookbook.data import data_path
 from nim_cookbook.endpoints import CALL_TIMEOUT, Endpoint
-from nim_cookbook.errors import ConfigurationError, DataError, EndpointUnreachable
+from nim_cookbook.errors import ConfigurationError, EndpointUnreachable
 from nim_cookbook.services import GradientService
 
 if TYPE_CHECKING:
@@ -40,22 +38,6 @@ class Step:
     tokens: int
     loss: float
     seconds: float
-
-
-def load_card() -> dict[str, Any]:
-    """Return the card of the adapters under `data/adapters`; its README describes the keys.
-
-    Raises:
-        DataError: The card is missing or broken.
-    """
-    path = data_path("adapters") / "card.json"
-    try:
-        card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path} cannot be read ({error}): get it back with git, or by `make adapter`."
-        ) from None
-    return card
 
 
 def find(client: Gradient, name: str) -> ModelAdapter | None:

@@ -25,14 +25,18 @@ from local_endpoints.api.schemas import (
     Sampling,
 )
 from local_endpoints.api.service import RoleService
-from local_endpoints.engines import tools as tool_calls
 from local_endpoints.engines.adaptable import AdaptableEngine
-from local_endpoints.engines.chat import EngineRefusal, PromptTooLong, UnknownAdapter
+from local_endpoints.engines.chat import (
+    EngineRefusal,
+    EngineStopped,
+    PromptTooLong,
+    UnknownAdapter,
+)
 
 Json = dict[str, Any]
 Service = RoleService[AdaptableEngine]
 # What an engine raises about a request.
-CLIENT_ERRORS = (PromptTooLong, EngineRefusal, UnknownAdapter)
+ENGINE_ERRORS = (PromptTooLong, EngineRefusal, UnknownAdapter, EngineStopped)
 
 # Fields that llama.cpp takes under the same name.
 PASSED_ON = (
@@ -113,7 +117,7 @@ def _message(message: Message) -> Json:
     if isinstance(content, list):
         content = "\n".join(part.text for part in content)
     plain = message.model_dump(exclude_none=True)
-    plain["content"] = content
+    plain["content"] = content or ""
     plain["role"] = "system" if message.role == "developer" else message.role
     return plain
 
@@ -142,6 +146,29 @@ def _check_template_arguments(arguments: Json, template: str) -> None:
         )
 
 
+def _tools(body: ChatRequest) -> tuple[list[Json], bool]:
+    """Return the tools that the model may call and whether it must.
+
+    llama.cpp knows no choice by name: then the named tool is the only one.
+
+    Raises:
+        ApiError: 400 for a choice without tools, or of one that is not among them.
+    """
+    tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []]
+    choice = body.tool_choice
+    if choice is None or choice == "none":
+        return ([] if choice else tools), False
+    if not tools:
+        raise ApiError(400, "tool_choice is only allowed when tools are given.")
+    if not isinstance(choice, NamedTool):
+        return tools, choice == "required"
+    name = choice.function.name
+    named = [tool for tool in tools if tool["function"]["name"] == name]
+    if not named:
+        raise ApiError(400, f"tool_choice names '{name}', which is not among the tools.")
+    return named, True
+
+
 class ChatTranslator:
     """Turns one chat request into llama.cpp's, and llama.cpp's answer into the one to send."""
 
@@ -161,42 +188,32 @@ class ChatTranslator:
         if body.chat_template_kwargs:
             _check_template_arguments(body.chat_template_kwargs, engine.template)
             self.request["chat_template_kwargs"] = body.chat_template_kwargs
-        self.by_schema = False
         self._add_messages(body, engine)
 
     def _add_messages(self, body: ChatRequest, engine: AdaptableEngine) -> None:
         messages = [_message(message) for message in body.messages]
         if engine.weights.system and all(message["role"] != "system" for message in messages):
             messages.insert(0, {"role": "system", "content": engine.weights.system})
-        tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []]
-        if body.tool_choice not in (None, "none") and not tools:
-            raise ApiError(400, "tool_choice is only allowed when tools are given.")
-        if body.tool_choice == "none":
-            tools = []
-        choice = (
-            body.tool_choice.model_dump()
-            if isinstance(body.tool_choice, NamedTool)
-            else body.tool_choice
-        )
-        if engine.template_knows_tools:
-            self.request["messages"] = messages
-            if tools:
-                self.request.update(tools=tools, parallel_tool_calls=body.parallel_tool_calls)
-                if choice is not None:
-                    self.request["tool_choice"] = choice
-            return
-        try:
-            callable_tools, required = tool_calls.select(tools, choice)
-            self.request["messages"] = tool_calls.as_plain_messages(messages, callable_tools)
-        except ValueError as error:
-            raise ApiError(400, f"Invalid tool call: {error}.") from error
-        if not callable_tools:
+        self.request["messages"] = messages
+        tools, required = _tools(body)
+        used = any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
+        if (tools or used) and not engine.knows_tools:
+            raise ApiError(
+                400,
+                "This model's chat template knows no tools: start the servers with --models "
+                "default.",
+            )
+        if not tools:
             return
         if self.request.keys() & {"response_format", "grammar", "json_schema"}:
-            raise ApiError(400, "This model takes tools or a response format, not both at once.")
-        schema = tool_calls.answer_schema(callable_tools, required, body.parallel_tool_calls)
-        self.request["response_format"] = {"type": "json_schema", "json_schema": {"schema": schema}}
-        self.by_schema = True
+            raise ApiError(400, "Give tools or a response format, not both at once.")
+        one = isinstance(body.tool_choice, NamedTool)
+        self.request.update(tools=tools, parallel_tool_calls=body.parallel_tool_calls and not one)
+        if required:
+            self.request["tool_choice"] = "required"
+            if engine.calls_begin:
+                # llama.cpp lets the model write text before its calls, and this one may never end.
+                messages.append({"role": "assistant", "content": engine.calls_begin})
 
     def whole(self, answer: Json) -> Json:
         """Return the answer, or the chunk of one, to send."""
@@ -204,38 +221,10 @@ class ChatTranslator:
             for choice in answer["choices"]:
                 for entry in (choice.get("logprobs") or {}).get("content") or []:
                     entry["top_logprobs"] = []
-        if self.by_schema:
-            for choice in answer["choices"]:
-                text, calls = tool_calls.parse_answer(choice["message"]["content"] or "")
-                choice["message"]["content"] = text or None
-                if calls:
-                    choice["message"]["tool_calls"] = calls
-                    choice["finish_reason"] = "tool_calls"
         return answer
 
 
-async def _one_chunk(answer: Json) -> AsyncIterator[Json]:
-    """Yield a whole answer as a stream: its deltas, its finish, its usage.
-
-    Used for tool calls that are read out of a JSON answer, which is only known at its end.
-    """
-    head = {key: answer[key] for key in ("id", "created", "model", "system_fingerprint")}
-    head["object"] = "chat.completion.chunk"
-    for choice in answer["choices"]:
-        delta = dict(choice["message"])
-        delta["content"] = delta["content"] or ""
-        for index, call in enumerate(delta.get("tool_calls", [])):
-            call["index"] = index
-        yield {
-            **head,
-            "choices": [{"index": choice["index"], "delta": delta, "finish_reason": None}],
-        }
-        finish = {"index": choice["index"], "delta": {}, "finish_reason": choice["finish_reason"]}
-        yield {**head, "choices": [finish]}
-    yield {**head, "choices": [], "usage": answer["usage"]}
-
-
-def _client_error(error: Exception, context: int) -> ApiError:
+def _api_error(error: Exception, context: int) -> ApiError:
     if isinstance(error, PromptTooLong):
         return ApiError(
             400,
@@ -244,6 +233,8 @@ def _client_error(error: Exception, context: int) -> ApiError:
         )
     if isinstance(error, UnknownAdapter):
         return ApiError(404, f"The adapter '{error}' has just been removed; GET /v1/models again.")
+    if isinstance(error, EngineStopped):
+        return ApiError(503, "The chat model's engine has stopped: start the servers anew.")
     return ApiError(400, f"The model's engine cannot do that: {error}.")
 
 
@@ -271,8 +262,8 @@ def router(service: Service, metrics: Metrics, adapters: bool = False) -> APIRou
         with metrics.request("chat"):
             try:
                 result = await until_disconnect(request, answer)
-            except CLIENT_ERRORS as error:
-                raise _client_error(error, engine.context) from error
+            except ENGINE_ERRORS as error:
+                raise _api_error(error, engine.context) from error
             count(result["usage"])
         return FastJSONResponse(result)
 
@@ -282,21 +273,24 @@ def router(service: Service, metrics: Metrics, adapters: bool = False) -> APIRou
         began = time.perf_counter()
         try:
             first = await until_disconnect(request, _next(chunks))
-        except CLIENT_ERRORS as error:
+        except ENGINE_ERRORS as error:
             metrics.failure.labels("chat").inc()
-            raise _client_error(error, engine.context) from error
+            raise _api_error(error, engine.context) from error
         metrics.first_token.observe(time.perf_counter() - began)
 
         async def events() -> AsyncIterator[bytes]:
             with metrics.request("chat"):
                 chunk: Json | None = first
+                usage: Json = {}
                 while chunk is not None:
-                    usage = chunk.get("usage")
-                    if usage:
+                    if "usage" in chunk:  # at the end of each choice; told once, at the end of all
+                        usage = chunk.pop("usage")
                         count(usage)
-                    if with_usage or chunk["choices"]:
-                        yield b"data: " + orjson.dumps(chunk) + b"\n\n"
-                    chunk = await anext(chunks, None)
+                    if chunk["choices"]:
+                        yield _event(chunk)
+                    last, chunk = chunk, await anext(chunks, None)
+                if with_usage:
+                    yield _event({**last, "choices": [], "usage": usage})
                 yield b"data: [DONE]\n\n"
 
         return StreamingResponse(
@@ -317,8 +311,6 @@ def router(service: Service, metrics: Metrics, adapters: bool = False) -> APIRou
         if not body.stream:
             return await whole(request, answer())
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
-        if translator.by_schema:
-            return await streamed(request, _deferred(answer()), with_usage)
         answered = engine.stream(path, translator.request, adapter)
         chunks = (translator.whole(chunk) async for chunk in answered)
         return await streamed(request, chunks, with_usage)
@@ -341,9 +333,8 @@ def router(service: Service, metrics: Metrics, adapters: bool = False) -> APIRou
     return routes
 
 
-async def _deferred(answer: Coroutine[Any, Any, Json]) -> AsyncIterator[Json]:
-    async for chunk in _one_chunk(await answer):
-        yield chunk
+def _event(chunk: Json) -> bytes:
+    return b"data: " + orjson.dumps(chunk) + b"\n\n"
 
 
 async def _next(chunks: AsyncIterator[Json]) -> Json:

@@ -6,9 +6,10 @@ API reference for the fields they share.
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 MAX_INPUTS = 2048
 MAX_PASSAGES = 512
@@ -33,6 +34,14 @@ class FunctionCall(Body):
 
     name: str
     arguments: str
+
+    @field_validator("arguments")
+    @classmethod
+    def _is_an_object(cls, arguments: str) -> str:
+        """Refuse what no chat template could show; OpenAI takes nothing for no arguments."""
+        if not isinstance(json.loads(arguments or "{}"), dict):
+            raise ValueError("must be the JSON text of an object")
+        return arguments or "{}"
 
 
 class ToolCall(Body):

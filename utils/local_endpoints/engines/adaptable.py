@@ -96,9 +96,14 @@ class AdaptableEngine:
         return self._engine.template
 
     @property
-    def template_knows_tools(self) -> bool:
-        """Whether the chat template can write tool calls."""
-        return self._engine.template_knows_tools
+    def knows_tools(self) -> bool:
+        """Whether the chat template shows tools to the model, and its calls."""
+        return self._engine.knows_tools
+
+    @property
+    def calls_begin(self) -> str:
+        """What the model's tool calls begin with, if it must be made to call."""
+        return self._engine.calls_begin
 
     async def start(self) -> None:
         """Load the model if it is not; the engine is ready after it.

@@ -6,7 +6,8 @@ socket in a folder that only this user may enter, and with a random key; it open
 call-back cannot: a request whose client went away is cancelled at once, also while its prompt is
 being read, and concurrent requests share llama.cpp's continuous batches.
 
-LoRA adapters are loaded with the model and chosen by each request.
+LoRA adapters are loaded with the model and chosen by each request. Tool calls are llama.cpp's own:
+it learns their form from the model's chat template.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,11 @@ Json = dict[str, Any]
 
 PARALLEL_SLOTS = 4
 HTTP_THREADS = 64
+
+# What these models' files say about tool calls is not what the models do: see the template.
+CODER = "qwen2.5-coder"
+CODER_TEMPLATE = Path(__file__).with_name("qwen2.5-coder.jinja")
+CODER_CALLS_BEGIN = "```json\n"
 
 
 def cores() -> int:
@@ -66,6 +73,10 @@ class EngineRefusal(Exception):
     """llama.cpp refused the request, such as a JSON schema that it cannot turn into a grammar."""
 
 
+class EngineStopped(Exception):
+    """llama.cpp is there no more: its server stopped during the request."""
+
+
 class UnknownAdapter(Exception):
     """The engine has no adapter of that name, or has it no more."""
 
@@ -91,6 +102,7 @@ class ChatEngine:
         self.weights = weights
         self.context = weights.max_tokens
         self.adapters = dict(adapters or {})
+        self.calls_begin = CODER_CALLS_BEGIN if weights.name.startswith(CODER) else ""
         self._folder = tempfile.TemporaryDirectory(prefix="nim-cookbook-")
         self._key = secrets.token_urlsafe(32)
         model = weights.folder / weights.files[0][0]
@@ -103,7 +115,7 @@ class ChatEngine:
                 "knows, or not enough memory; choose another file with --chat-model."
             ) from error
         self._client = self._open_client()
-        self.template_knows_tools = False
+        self.knows_tools = False
         self.template = ""
 
     def _with_adapters(self) -> str:
@@ -112,6 +124,8 @@ class ChatEngine:
     def _parameters(self, model: Path, threads: int) -> xllamacpp.CommonParams:
         params = xllamacpp.CommonParams()
         params.model.path = str(model)
+        if self.calls_begin:
+            params.chat_template = CODER_TEMPLATE.read_text(encoding="utf-8")
         params.n_ctx = self.context * PARALLEL_SLOTS
         params.n_parallel = PARALLEL_SLOTS
         params.cpuparams.n_threads = threads
@@ -154,7 +168,9 @@ class ChatEngine:
         properties = (await self._client.get("/props")).json()
         self.template = str(properties.get("chat_template", ""))
         capabilities = properties.get("chat_template_caps", {})
-        self.template_knows_tools = bool(capabilities.get("supports_tool_calls"))
+        self.knows_tools = all(
+            capabilities.get(name) for name in ("supports_tools", "supports_tool_calls")
+        )
 
     async def busy_slots(self) -> int:
         """Return how many of the parallel slots are generating now."""
@@ -188,9 +204,11 @@ class ChatEngine:
             PromptTooLong: The prompt does not fit the context window.
             EngineRefusal: llama.cpp refused the request.
             UnknownAdapter: No such adapter is loaded.
+            EngineStopped: llama.cpp stopped meanwhile.
         """
         request = {**self._choose(body, adapter), "stream": False}
-        answer = await self._client.post(path, json=request)
+        with _stop_noticed():
+            answer = await self._client.post(path, json=request)
         if answer.status_code != 200:
             raise _failure(answer.content)
         return self._public(answer.json(), body["model"], adapter)
@@ -204,16 +222,18 @@ class ChatEngine:
         """
         request = self._choose(body, adapter)
         request = {**request, "stream": True, "stream_options": {"include_usage": True}}
-        async with self._client.stream("POST", path, json=request) as answer:
-            if answer.status_code != 200:
-                raise _failure(await answer.aread())
-            async for line in answer.aiter_lines():
-                if line.startswith("error:"):
-                    raise _failure(line.removeprefix("error:").encode())
-                data = line.removeprefix("data: ")
-                if data == line or data == "[DONE]":
-                    continue
-                yield self._public(json.loads(data), body["model"], adapter)
+        with _stop_noticed():
+            async with self._client.stream("POST", path, json=request) as answer:
+                if answer.status_code != 200:
+                    raise _failure(await answer.aread())
+                async for line in answer.aiter_lines():
+                    if line.startswith("error:"):
+                        raise _failure(line.removeprefix("error:").encode())
+                    data = line.removeprefix("data: ")
+                    # Several prompts begin with a null.
+                    if data == line or data in ("[DONE]", "null"):
+                        continue
+                    yield self._public(json.loads(data), body["model"], adapter)
 
     def _public(self, answer: Json, model: str, adapter: str | None) -> Json:
         """Replace what is llama.cpp's own by what a NIM would show, and name the weights."""
@@ -227,6 +247,9 @@ class ChatEngine:
             delta = choice.get("delta")
             if delta is not None and "role" in delta and delta.get("content") is None:
                 delta["content"] = ""
+            message = choice.get("message", {})
+            if message.get("tool_calls"):
+                message["content"] = message["content"] or None
         return answer
 
     async def close(self) -> None:
@@ -241,6 +264,14 @@ def _lora_info(path: Path) -> xllamacpp.CommonAdapterLoraInfo:
     info.path = str(path)
     info.scale = 0.0
     return info
+
+
+@contextmanager
+def _stop_noticed() -> Iterator[None]:
+    try:
+        yield
+    except httpx.TransportError as error:
+        raise EngineStopped(str(error)) from error
 
 
 def _failure(body: bytes) -> Exception:

@@ -66,7 +66,8 @@ def load_model(path: Path) -> PreTrainedModel:
                 values = adapters.unpermute(values, heads)
             state[parameter] = torch.from_numpy(np.array(values))
     model: PreTrainedModel = empty.from_pretrained(None, config=config, state_dict=state)
-    return model.eval()
+    model.train(False)
+    return model
 
 
 def _settings(reader: gguf.GGUFReader, architecture: str) -> dict[str, Any]:
