@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Any
 
 import jsonschema
 import openai
@@ -173,7 +173,7 @@ def test_what_cannot_be_done_is_refused(default_server, body, status):
     assert answer.json()["detail"]
 
 
-def weather(city: Annotated[str, "The city's name"]) -> str:
+def weather(city: str) -> str:
     """Get the weather in a city."""
     return f"Sunny in {city}, 22 degrees"
 
