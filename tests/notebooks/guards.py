@@ -299,7 +299,7 @@ def gradient_notion(notebook: NotebookNode) -> Iterator[str]:
     if not any("shared" in row["reason"] for row in rows(notebook, "skipped")):
         yield "the page that is not shared is not reported"
     losses = [float(x) for x in re.findall(r"\d+\.\d\d", _alt(notebook, "train"))]
-    if len(losses) < 6 or sum(losses[-3:]) >= sum(losses[:3]):
+    if len(losses) < 6 or losses[-1] >= losses[0]:  # of other samples each, so it is jagged
         yield f"the loss does not fall: {losses}"
     base, adapter = rows(notebook, "compare")
     if float(adapter["words"]) >= float(base["words"]):
