@@ -1,24 +1,23 @@
-"""What the HTTP layer costs, as ratios and differences within one run.
+"""What the endpoints cost over their engines, as ratios within one run.
 
     python benchmarks/endpoints.py [--rounds 7] [--json results.json]
 
-1. Embedding: texts per second through the endpoint, against ONNX Runtime called directly on the
-   same tokens in the same batches (tokenising is then part of what HTTP costs). Rounds alternate
-   and the ratio of each pair is taken, so that a machine that slows down favours neither.
-2. Chat: time to the first streamed token through the endpoint, against llama.cpp called in-process
-   by its own call-back, for the same short prompt, again in turn. Each call has a prompt of its
-   own, so that neither side finds it in the prompt cache.
+1. Embedding: texts per second through the endpoint, against the encoder called directly.
+2. Chat: tokens per second of prompt and of answer through the endpoint, against llama.cpp's own
+   server on the same file with as many threads. Each prompt is new, so that neither side finds it
+   in its prompt cache.
+3. Reranking: seconds for twenty chunks of a hundred words.
 
-The servers must be running (`make serve`); the direct calls load the same weights once more.
+Rounds alternate and the ratio of each pair is taken, so that a machine that slows down favours
+neither. The servers are started if they do not run; the direct calls load the weights once more.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import asyncio
 import os
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -26,75 +25,57 @@ import xllamacpp
 from timing import report, seconds, spread
 
 from local_endpoints.engines.chat import default_threads
-from local_endpoints.engines.encoder import TOKEN_BUDGET, Encoder
+from local_endpoints.engines.encoder import Encoder
 from local_endpoints.weights import resolve
 from nim_cookbook import endpoints
 from nim_cookbook.models import load_registry
 
-BATCH = 128
+TEXTS, CHUNKS = 64, 20
+ANSWER_TOKENS = 64
 SENTENCE = "The committee met on Tuesday and discussed the budget of the coming year in detail. "
 
 
 def embedding(nim: endpoints.Endpoints, rounds: int) -> dict[str, object]:
-    """Measure the embedding endpoint against ONNX Runtime on the same texts."""
-    weights = resolve(load_registry().weights_for("embedding"), report=print)
-    encoder = Encoder(weights.folder, threads=os.cpu_count() or 1)
-    texts = [f"{n}. {SENTENCE * 6}" for n in range(BATCH)]
-    tokens = encoder.tokenize(texts)
-    each = TOKEN_BUDGET // len(tokens[0])
+    """Measure the embedding endpoint against its encoder on the same texts."""
+    encoder = Encoder(resolve(load_registry().weights_for("embedding"), report=print))
+    texts = [f"{n}. {SENTENCE * 6}" for n in range(TEXTS)]
     body = {"model": nim.embedding.model, "input": texts, "input_type": "passage"}
+    items = [(ids, len(ids)) for ids in encoder.tokenize(texts)]
     with httpx.Client(base_url=nim.embedding.url, timeout=120) as http:
 
         def over_http() -> None:
-            http.post("/embeddings", json=body).raise_for_status().json()
+            http.post("/embeddings", json=body).raise_for_status()
 
         def direct() -> None:
-            for start in range(0, BATCH, each):
-                encoder.run(tokens[start : start + each])
+            asyncio.run(encoder.run(items))
 
         over_http()
         direct()
         pairs = [(seconds(direct), seconds(over_http)) for _ in range(rounds)]
     return {
-        "texts": BATCH,
-        "tokens_per_text": len(tokens[0]),
-        "direct_texts_per_second": spread([BATCH / a for a, _ in pairs]),
-        "http_texts_per_second": spread([BATCH / b for _, b in pairs]),
+        "texts": TEXTS,
+        "tokens_per_text": len(items[0][0]),
+        "direct_texts_per_second": spread([TEXTS / a for a, _ in pairs]),
         "http_over_direct": spread([a / b for a, b in pairs]),
     }
 
 
-def first_token_direct(server: xllamacpp.Server, body: dict[str, object]) -> float:
-    """Return seconds to the first text of an in-process call."""
-    arrived: list[float] = []
+def reranking(nim: endpoints.Endpoints, rounds: int) -> dict[str, object]:
+    """Time twenty chunks of a hundred words."""
+    chunks = [{"text": " ".join(f"{n}. {SENTENCE * 8}".split()[:100])} for n in range(CHUNKS)]
+    query = {"text": "When did the committee discuss the budget?"}
+    body = {"model": nim.reranking.model, "query": query, "passages": chunks}
+    with httpx.Client(base_url=nim.reranking.url, timeout=120) as http:
 
-    def take(chunk: str) -> bool:
-        choices = json.loads(chunk)["choices"]
-        if not arrived and choices and choices[0]["delta"].get("content"):
-            arrived.append(time.perf_counter())
-        return False
+        def over_http() -> None:
+            http.post("/ranking", json=body).raise_for_status()
 
-    began = time.perf_counter()
-    server.handle_chat_completions(json.dumps(body), take)
-    return arrived[0] - began
-
-
-def first_token_http(http: httpx.Client, body: dict[str, object]) -> float:
-    """Return seconds to the first text of a streamed HTTP answer."""
-    began = time.perf_counter()
-    with http.stream("POST", "/chat/completions", json=body) as answer:
-        arrived = 0.0
-        for line in answer.iter_lines():
-            if not line.startswith("data: {") or arrived:
-                continue
-            choices = json.loads(line.removeprefix("data: "))["choices"]
-            if choices and choices[0]["delta"].get("content"):
-                arrived = time.perf_counter()
-    return arrived - began
+        over_http()
+        return {"chunks": CHUNKS, "seconds": spread([seconds(over_http) for _ in range(rounds)])}
 
 
 def chat(nim: endpoints.Endpoints, rounds: int) -> dict[str, object]:
-    """Measure the first token of the chat endpoint against llama.cpp in-process."""
+    """Measure the chat endpoint against llama.cpp's own server."""
     weights = resolve(load_registry().weights_for("chat"), report=print)
     params = xllamacpp.CommonParams()
     params.model.path = str(weights.folder / weights.files[0][0])
@@ -102,35 +83,47 @@ def chat(nim: endpoints.Endpoints, rounds: int) -> dict[str, object]:
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = default_threads()
     params.api_keys = [os.urandom(16).hex()]
     server = xllamacpp.Server(params)
+    own = {"base_url": server.listening_address, "headers": {}}
+    own["headers"] = {"Authorization": f"Bearer {params.api_keys[0]}"}
+    numbers = iter(range(10**6))
 
-    def body(text: str) -> dict[str, object]:
-        messages = [{"role": "user", "content": text}]
-        return {
+    def ask(http: httpx.Client, path: str, sentences: int, tokens: int) -> float:
+        """Return tokens per second of what dominates the request."""
+        text = f"{next(numbers)}. {SENTENCE * sentences}Tell a long story about it."
+        body = {
             "model": nim.chat.model,
-            "messages": messages,
-            "max_tokens": 8,
+            "messages": [{"role": "user", "content": text}],
+            "max_tokens": tokens,
             "temperature": 0,
-            "stream": True,
         }
+        usage: dict[str, int] = {}
 
-    added, alone = [], []
-    with httpx.Client(base_url=nim.chat.url, timeout=120) as http:
-        first_token_direct(server, body("Hello"))
-        first_token_http(http, body("Hello"))
-        for n in range(rounds * 4):
-            asked = body(f"{n}: name a river in France, and say where it ends.")
-            direct, over = first_token_direct(server, asked), first_token_http(http, asked)
-            alone.append(direct * 1000)
-            added.append((over - direct) * 1000)
-    return {
-        "calls": len(added),
-        "direct_first_token_ms": spread(alone),
-        "added_by_http_ms": spread(added),
-    }
+        def call() -> None:
+            usage.update(http.post(path, json=body).raise_for_status().json()["usage"])
+
+        taken = seconds(call)
+        return (usage["prompt_tokens"] if tokens == 1 else usage["completion_tokens"]) / taken
+
+    results: dict[str, object] = {}
+    with (
+        httpx.Client(base_url=nim.chat.url, timeout=300) as http,
+        httpx.Client(**own, timeout=300, trust_env=False) as direct,
+    ):
+        for name, sentences, tokens in (("prompt", 30, 1), ("answer", 1, ANSWER_TOKENS)):
+            pairs = [
+                (
+                    ask(direct, "/v1/chat/completions", sentences, tokens),
+                    ask(http, "/chat/completions", sentences, tokens),
+                )
+                for _ in range(rounds + 1)
+            ][1:]
+            results[f"{name}_tokens_per_second"] = spread([b for _, b in pairs])
+            results[f"{name}_over_llama_cpp"] = spread([b / a for a, b in pairs])
+    return results
 
 
 def main() -> int:
-    """Run both measurements and print them."""
+    """Run all measurements and print them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path)
@@ -139,6 +132,7 @@ def main() -> int:
     results = {
         "weights": nim.weights,
         "embedding": embedding(nim, options.rounds),
+        "reranking": reranking(nim, options.rounds),
         "chat": chat(nim, options.rounds),
     }
     report(results, options.json)
