@@ -19,6 +19,7 @@ def test_the_articles_pipeline_answers_its_six_questions(
     default_server: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COOKBOOK_ENDPOINTS", "local")
+    monkeypatch.setenv("COOKBOOK_MODELS", "default")
     monkeypatch.setenv("COOKBOOK_PORT_BASE", str(default_server.port_base))
     monkeypatch.setenv("COOKBOOK_LOCAL_KEY", default_server.key)
     with contextlib.closing(endpoints.connect("nim")) as api:

