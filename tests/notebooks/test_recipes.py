@@ -26,10 +26,10 @@ LONGEST_FIRST = [
     for path in pair
     if path is not None
 ]
-TIMEOUT = 600  # seconds a cell
+TIMEOUT = 900  # seconds for a cell
 
 
-@pytest.mark.timeout(2 * TIMEOUT)  # for whole recipes on a busy machine
+@pytest.mark.timeout(3 * TIMEOUT)  # for whole recipes on a busy machine
 @pytest.mark.parametrize("path", LONGEST_FIRST, ids=lambda path: path.stem)
 def test_recipe(path: Path, servers: Servers):
     result = NotebookRun(path, default_timeout=TIMEOUT).execute()
