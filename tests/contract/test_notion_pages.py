@@ -244,7 +244,7 @@ def test_a_rate_limit_is_waited_for(wiki, everything):
             self.refused += wait > 0
             return wait
 
-    limit = Counting(per_second=30, burst=30)
+    limit = Counting(per_second=20, burst=4)
     with serving(wiki, limit) as address:
         assert exported(address, wiki.by_path(TOP).id) == everything
     assert limit.refused > 0

@@ -1,8 +1,8 @@
 """From a question to an answer with its sources, or to a refusal: the recipes' query pipeline.
 
 The question's vector finds candidates, the reranker orders them, and the best of them go to the
-chat model as numbered sources. When even the best candidate's logit is below a threshold, the model
-is not asked at all: a weak model hardly ever says by itself that the sources do not hold an answer.
+chat model. When even the best candidate's logit is below a threshold, the model is not asked at
+all: a weak model hardly ever says by itself that the sources do not hold an answer.
 
 All parts are Haystack's and NVIDIA's own; recipe 03 builds the same step by step.
 """
@@ -43,10 +43,6 @@ If the sources do not hold the answer, say so."""
 #: The user message. Chunks are cut at a length that no ordinary one has, because a hundred words
 #: may be of any length.
 PROMPT = """{% for document in documents -%}
-[{{ loop.index }}] {{ document.meta.file_path }}
-{%- if document.meta.file_path.lower().endswith(".pdf") and document.meta.page_number -%}
-, p. {{ document.meta.page_number }}
-{%- endif %}
 {{ document.content[:2000] }}
 
 {% endfor -%}

@@ -23,6 +23,13 @@ from typing import Any
 
 import httpx
 import psutil
+
+# llama.cpp's threads wait for each other hundreds of times a token. By default they spin, and one
+# that loses its core to another program holds up all others: on two cores with one other program
+# busy, two spinning threads wrote 8 tokens a second, two that sleep 15, one alone 17; on idle
+# cores 29, 26 and 17, and the prompt is read twice as fast by two. libgomp reads this once, when
+# it is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import xllamacpp
 
 from local_endpoints.weights import ResolvedWeights
@@ -39,20 +46,9 @@ CODER_TEMPLATE = Path(__file__).with_name("qwen2.5-coder.jinja")
 CODER_CALLS_BEGIN = "```json\n"
 
 
-def cores() -> int:
-    """Return how many cores this machine has; threads that share one are not counted."""
-    return psutil.cpu_count(logical=False) or os.cpu_count() or 1
-
-
 def default_threads() -> int:
-    """Return how many threads generate: one core fewer than the machine has.
-
-    llama.cpp's threads wait for each other hundreds of times a token, and spin while they do. One
-    that loses its core to another program (the notebook, a browser) holds up all others: on two
-    cores with a third program busy, two threads wrote 5 to 17 tokens a second and one thread 70
-    to 100 (on idle cores 130 and 90).
-    """
-    return max(1, cores() - 1)
+    """Return how many threads read and write: one a core; threads that share one do not count."""
+    return psutil.cpu_count(logical=False) or os.cpu_count() or 1
 
 
 class PromptTooLong(Exception):

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from local_endpoints.adapters import base_name
-from local_endpoints.engines.chat import cores
+from local_endpoints.engines.chat import default_threads
 from local_endpoints.weights import ResolvedWeights
 
 Json = dict[str, Any]
@@ -60,7 +60,7 @@ def worker_command(weights: ResolvedWeights) -> list[str]:
     -P: a file in the working folder shadows no module.
     """
     base = weights.folder / weights.files[0][0]
-    return [sys.executable, "-P", "-m", WORKER, str(base), base_name(weights), str(cores())]
+    return [sys.executable, "-P", "-m", WORKER, str(base), base_name(weights), str(default_threads())]
 
 
 class Worker:
