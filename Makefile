@@ -70,7 +70,7 @@ screenshot: setup-dev ## Drive the chat page in Chromium and keep its picture fo
 	@COOKBOOK_SCREENSHOT=$(CURDIR)/data/serving/chat-page.png $(BIN)/python -m pytest tests/contract/test_chat_page.py
 
 pipelines: setup ## Write the served pipelines to deploy/pipelines
-	@$(BIN)/python -m cookbook_services.pipelines
+	@$(BIN)/python -m rag_service.pipelines
 
 bench: setup ## Measure what the endpoints cost, as ratios within one run
 	@$(if $(PORT_BASE),COOKBOOK_PORT_BASE=$(PORT_BASE)) $(BIN)/python benchmarks/endpoints.py

@@ -22,8 +22,8 @@ import numpy as np
 from safetensors.numpy import save_file
 from timing import spread
 
-from local_endpoints import adapters
-from local_endpoints.engines.chat import ChatEngine
+from local_endpoints.nim import adapters
+from local_endpoints.nim.engines.chat import ChatEngine
 from local_endpoints.weights import resolve
 from nim_cookbook.models import load_registry
 

@@ -24,8 +24,8 @@ import httpx
 import xllamacpp
 from timing import report, seconds, spread
 
-from local_endpoints.engines.chat import default_threads
-from local_endpoints.engines.encoder import Encoder
+from local_endpoints.nim.engines.chat import default_threads
+from local_endpoints.nim.engines.encoder import Encoder
 from local_endpoints.weights import resolve
 from nim_cookbook import endpoints
 from nim_cookbook.models import load_registry

@@ -28,14 +28,14 @@ from pathlib import Path
 from nats.js.errors import NotFoundError
 from timing import report, spread
 
-from cookbook_services.files import FileStore
-from cookbook_services.indexer import dimension, document_embedder
-from cookbook_services.intake import submit_all
-from cookbook_services.local import LocalServices, endpoint_settings
-from cookbook_services.queue import Queue, connect, token
-from cookbook_services.stores import open_store
 from nim_cookbook import endpoints, indexing
 from nim_cookbook.folders import folder_files
+from rag_service.files import FileStore
+from rag_service.indexer import dimension, document_embedder
+from rag_service.intake import submit_all
+from rag_service.local import LocalServices, endpoint_settings
+from rag_service.queue import Queue, connect, token
+from rag_service.stores import open_store
 
 LONG = 60  # passages of the file whose worker is killed
 

@@ -34,12 +34,12 @@ import secrets
 import tempfile
 from pathlib import Path
 
-from cookbook_services.indexer import dimension, document_embedder
-from cookbook_services.load import Target, closed_load
-from cookbook_services.local import LocalServices, endpoint_settings
-from cookbook_services.stores import open_store
+from capacity.load import Target, closed_load
 from nim_cookbook import endpoints, indexing
 from nim_cookbook.corpus import company_files, load_company
+from rag_service.indexer import dimension, document_embedder
+from rag_service.local import LocalServices, endpoint_settings
+from rag_service.stores import open_store
 
 WRAPPERS = {"search": "Search", "search-sync": "SearchSync", "ask": "Ask", "ask-sync": "AskSync"}
 #: Requests that one measurement makes at most; answers take long on a small machine.
@@ -88,7 +88,7 @@ def _wrappers(folder: Path) -> Path:
     for name, kind in WRAPPERS.items():
         (folder / name).mkdir(parents=True)
         (folder / name / "pipeline_wrapper.py").write_text(
-            f"from cookbook_services.query import {kind}\n\n\nclass PipelineWrapper({kind}):\n"
+            f"from rag_service.query import {kind}\n\n\nclass PipelineWrapper({kind}):\n"
             '    """Under this name."""\n',
             encoding="utf-8",
         )

@@ -7,7 +7,7 @@
 Passages with random vectors and the company's texts are written into Qdrant's engine
 (`qdrant-edge-py`), which builds its HNSW graph; a fresh process opens the store, searches, and
 reads its resident memory. What a store of 500 passages takes is taken off. See
-`nim_cookbook.measured`. Disk is what the files occupy.
+`capacity.measured`. Disk is what the files occupy.
 
 Most of the time goes into the graph of full vectors. A smaller `--ef-construct` is faster, and
 leaves a few links fewer.
@@ -21,8 +21,8 @@ from pathlib import Path
 
 from timing import report
 
-from nim_cookbook.measured import store_memory_measured
-from nim_cookbook.sizing import ENCODINGS, Encoding, disk, memory
+from capacity.measured import store_memory_measured
+from capacity.sizing import ENCODINGS, Encoding, disk, memory
 
 
 def compare(passages: int, dimensions: int, encoding: Encoding, ef: int) -> dict[str, object]:

@@ -12,14 +12,14 @@ from collections.abc import Iterator, Mapping
 import httpx
 import pytest
 
-from cookbook_services.children import end
-from cookbook_services.indexer import document_embedder
-from cookbook_services.local import LocalServices, Module, RunningService
-from cookbook_services.stores import open_store
 from nim_cookbook import indexing
 from nim_cookbook.corpus import company_files
 from nim_cookbook.endpoints import connect
 from nim_cookbook.models import load_registry
+from rag_service.children import end
+from rag_service.indexer import document_embedder
+from rag_service.local import LocalServices, Module, RunningService
+from rag_service.stores import open_store
 from tests.relay import Relay
 from tests.support import Servers
 

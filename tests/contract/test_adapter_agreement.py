@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from local_endpoints import adapters, weights
-from local_endpoints.engines.chat import ChatEngine
+from local_endpoints import weights
 from local_endpoints.gradient.training import missing_packages
+from local_endpoints.nim import adapters
+from local_endpoints.nim.engines.chat import ChatEngine
 from nim_cookbook import corpus, finetuning, indexing
 from nim_cookbook.models import load_registry
 
@@ -50,7 +51,7 @@ def file(base) -> Path:
 
 @pytest.fixture(scope="module")
 def tokenizer(file):
-    from local_endpoints.finetuning.base import load_tokenizer
+    from local_endpoints.gradient.base_model import load_tokenizer
 
     return load_tokenizer(file)
 
@@ -66,7 +67,7 @@ def prompts() -> list[str]:
 @pytest.fixture(scope="module")
 def model(file):
     """The base model in PyTorch."""
-    from local_endpoints.finetuning.base import load_model
+    from local_endpoints.gradient.base_model import load_model
 
     return load_model(file)
 

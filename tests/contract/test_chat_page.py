@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cookbook_services.local import LocalServices
 from nim_cookbook.pictures import small_png
+from rag_service.local import LocalServices
 from tests.query_service import TOKEN, TestedService, environment, index_documents, running
 from tests.support import Servers
 

@@ -24,12 +24,12 @@ import psutil
 import pytest
 
 from local_endpoints import loading
-from local_endpoints.api.catalog import Services
 from local_endpoints.downloads import Cancellation
-from local_endpoints.engines.embedding import EmbeddingEngine
 from local_endpoints.gradient.app import base_model_id, build_app
 from local_endpoints.gradient.store import AdapterStore
 from local_endpoints.gradient.training import MAX_WAITING, missing_packages
+from local_endpoints.nim.catalog import Services
+from local_endpoints.nim.engines.embedding import EmbeddingEngine
 from local_endpoints.options import PORT_OFFSETS, ServeOptions
 from nim_cookbook.models import load_registry
 from tests.support import free_port_block, serving_app
@@ -733,7 +733,7 @@ def test_the_same_samples_give_the_same_loss_and_the_right_number_of_tokens(
         assert one.number_of_trainable_tokens == other.number_of_trainable_tokens
     # The parts are read one by one.
     assert services.chat.weights is not None
-    from local_endpoints.finetuning.base import load_tokenizer
+    from local_endpoints.gradient.base_model import load_tokenizer
 
     tokenizer = load_tokenizer(services.chat.weights.folder / services.chat.weights.files[0][0])
     expected = len(tokenizer(f"{ANSWER}<|im_end|>", add_special_tokens=False)["input_ids"])

@@ -17,8 +17,8 @@ from pathlib import Path
 import openai
 import pytest
 
-from local_endpoints import peft_source
-from local_endpoints.adapters import CONFIG_FILE, WEIGHTS_FILE
+from local_endpoints.nim import peft_source
+from local_endpoints.nim.adapters import CONFIG_FILE, WEIGHTS_FILE
 from nim_cookbook.errors import ConfigurationError
 from nim_cookbook.local import state_path
 from nim_cookbook.models import load_registry

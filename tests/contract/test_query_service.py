@@ -17,11 +17,11 @@ import httpx
 import openai
 import pytest
 
-from cookbook_services.files import FileStore
-from cookbook_services.local import LocalServices, Module
-from cookbook_services.queue import Job, connect
 from nim_cookbook.answering import REFUSAL, TOP_K
 from nim_cookbook.data import data_path
+from rag_service.files import FileStore
+from rag_service.local import LocalServices, Module
+from rag_service.queue import Job, connect
 from tests.query_service import (
     TOKEN,
     Tap,
@@ -390,7 +390,7 @@ def test_no_start_with_a_setting_that_is_not_safe(
 ) -> None:
     settings = environment(services, servers) | {variable: value}
     ended = subprocess.run(
-        [sys.executable, "-m", "cookbook_services.app", "--port", "0"],
+        [sys.executable, "-m", "rag_service.app", "--port", "0"],
         env=settings,
         capture_output=True,
         text=True,

@@ -28,21 +28,21 @@ import pytest
 from haystack import Document
 from haystack.document_stores.in_memory import InMemoryDocumentStore
 
-from cookbook_services import queue as queue_module
-from cookbook_services.delivery import Delivery
-from cookbook_services.files import FileStore
-from cookbook_services.indexer import Worker, document_embedder
-from cookbook_services.intake import remove, submit_all
-from cookbook_services.local import LocalServices
-from cookbook_services.queue import Queue, connect
-from cookbook_services.settings import INDEX, NATS_URL
-from cookbook_services.stores import embedding_retriever, open_store
-from cookbook_services.watch import DropFolder
 from nim_cookbook import endpoints, indexing
 from nim_cookbook.endpoints import Endpoint
 from nim_cookbook.errors import ConfigurationError
 from nim_cookbook.folders import folder_files
 from nim_cookbook.models import load_registry
+from rag_service import queue as queue_module
+from rag_service.delivery import Delivery
+from rag_service.files import FileStore
+from rag_service.indexer import Worker, document_embedder
+from rag_service.intake import remove, submit_all
+from rag_service.local import LocalServices
+from rag_service.queue import Queue, connect
+from rag_service.settings import INDEX, NATS_URL
+from rag_service.stores import embedding_retriever, open_store
+from rag_service.watch import DropFolder
 from tests.relay import relay
 from tests.unit.embedding_double import HashEmbedder
 
@@ -552,7 +552,7 @@ async def test_the_retriever_of_the_store_finds(bench, tmp_path):
 def test_the_servers_end_with_a_killed_parent(tmp_path):
     program = (
         "import json, psutil\n"
-        "from cookbook_services.local import LocalServices\n"
+        "from rag_service.local import LocalServices\n"
         "services = LocalServices().start()\n"
         "children = psutil.Process().children(recursive=True)\n"
         "pid = (services.folder / 'postgres' / 'postmaster.pid').read_text().split()[0]\n"

@@ -33,9 +33,9 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cookbook_services import app, chart, serving
-from cookbook_services.local import LocalServices
-from cookbook_services.queue import Job, Queue, connect
+from rag_service import app, chart, serving
+from rag_service.local import LocalServices
+from rag_service.queue import Job, Queue, connect
 from tests.query_service import Tap, TestedService, environment, index_documents, running
 from tests.support import Servers
 
@@ -218,7 +218,7 @@ def scrape(workers: int | None = None) -> Scrape:
         if entry["type"] == "Pods"
     ]
     assert container["args"][:5] == [
-        *("python", "-m", "cookbook_services.app"),
+        *("python", "-m", "rag_service.app"),
         *("--host", "0.0.0.0"),  # here it is loopback
     ]
     assert endpoint["authorization"]["type"] == "Bearer"

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from nim_cookbook import measured, sizing
+from capacity import measured, sizing
 from nim_cookbook.errors import ConfigurationError, DataError
 
 pytestmark = [

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from local_endpoints.engines.chat import ChatEngine
-from local_endpoints.engines.embedding import EmbeddingEngine
-from local_endpoints.engines.reranking import RerankingEngine
+from local_endpoints.nim.engines.chat import ChatEngine
+from local_endpoints.nim.engines.embedding import EmbeddingEngine
+from local_endpoints.nim.engines.reranking import RerankingEngine
 from local_endpoints.options import ServeOptions
 from local_endpoints.server import main
 

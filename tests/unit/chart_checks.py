@@ -23,10 +23,10 @@ import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cookbook_services import app, compose, counting, guard, indexer, metrics, queue, serving
-from cookbook_services.chart import manifests, values_file
-from cookbook_services.settings import INDEX
 from nim_cookbook.keys import NVIDIA_KEY, SELF_HOSTED_KEY
+from rag_service import app, compose, counting, guard, indexer, metrics, queue, serving
+from rag_service.chart import manifests, values_file
+from rag_service.settings import INDEX
 
 helm = pytest.importorskip("helm_python", reason="no Helm: install helm-python-sdk")
 kubernetes_validate = pytest.importorskip(

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from local_endpoints import adapters
-from local_endpoints.adapters import CONFIG_FILE, WEIGHTS_FILE, AdapterError
+from local_endpoints.nim import adapters
+from local_endpoints.nim.adapters import CONFIG_FILE, WEIGHTS_FILE, AdapterError
 from tests.unit import tiny_adapters as tiny
 
 

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim_cookbook import capacity, data, prices, sizing
+from capacity import plan as capacity
+from capacity import prices, sizing
+from nim_cookbook import data
 from nim_cookbook.errors import DataError
 
 PRICES = capacity.Prices.load()

@@ -26,11 +26,11 @@ import httpx
 import pytest
 import yaml
 
-from cookbook_services import serving
-from cookbook_services.local import nats_server
-from cookbook_services.settings import FILES, NATS_URL, STORE_URL
 from nim_cookbook.keys import LOCAL_KEY, NVIDIA_KEY
 from nim_cookbook.stores import KEY as QDRANT_KEY
+from rag_service import serving
+from rag_service.local import nats_server
+from rag_service.settings import FILES, NATS_URL, STORE_URL
 from tests.http_server import listening
 from tests.unit.chart_checks import (
     CHART,

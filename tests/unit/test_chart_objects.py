@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from cookbook_services import chart
 from nim_cookbook.errors import ConfigurationError, DataError
+from rag_service import chart
 
 pytest.importorskip("helm_python", reason="no Helm: install helm-python-sdk")
 

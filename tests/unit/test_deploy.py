@@ -21,10 +21,10 @@ from dotenv import dotenv_values
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from cookbook_services import compose
-from cookbook_services.probe import main as probe
-from cookbook_services.serving import TOKEN
 from nim_cookbook.errors import CookbookError
+from rag_service import compose
+from rag_service.probe import main as probe
+from rag_service.serving import TOKEN
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -289,9 +289,9 @@ class NotInTheImage(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"{name} is not in the image", name=name)
 
 sys.meta_path.insert(0, NotInTheImage())
-import cookbook_services.query, cookbook_services.guard, cookbook_services.health
-import cookbook_services.metrics, cookbook_services.indexer, cookbook_services.watch
-import cookbook_services.app, cookbook_services.compose, cookbook_services.probe
+import rag_service.query, rag_service.guard, rag_service.health
+import rag_service.metrics, rag_service.indexer, rag_service.watch
+import rag_service.app, rag_service.compose, rag_service.probe
 import haystack_integrations.tracing.opentelemetry, psycopg
 import haystack_integrations.document_stores.pgvector
 import opentelemetry.exporter.otlp.proto.http.trace_exporter
@@ -340,7 +340,7 @@ def test_the_images_are_built_and_come_up() -> None:
     try:
         subprocess.run([*docker, "up", "--wait", "--wait-timeout", "900"], timeout=1000)
         said = subprocess.run(
-            [*docker, "exec", "query", "python", "-m", "cookbook_services.probe", READY],
+            [*docker, "exec", "query", "python", "-m", "rag_service.probe", READY],
             timeout=60,
         )
         assert said.returncode == 0

@@ -16,7 +16,7 @@ from haystack_integrations.components.generators.nvidia import NvidiaChatGenerat
 from nbconvert import HTMLExporter
 from PIL import Image
 
-from nim_cookbook import display
+from nim_cookbook import display, pictures, plots
 from nim_cookbook.corpus import Evidence, Query
 from nim_cookbook.data import people, people_questions
 from nim_cookbook.errors import DataError
@@ -202,24 +202,24 @@ def test_odd_component_names_are_drawn_as_they_are():
 
 
 def test_timing_chart_names_the_weights():
-    picture = display.timing_chart(
+    picture = plots.timing_chart(
         {"embed": 0.0123, "retrieve": 0.0004, "answer": 2.5}, weights=WEIGHTS, title="One question"
     )
     check_picture(picture, WEIGHTS, "One question", "embed 12 ms", "answer 2.5 s")
     with pytest.raises(DataError, match="no steps"):
-        display.timing_chart({}, weights=WEIGHTS)
+        plots.timing_chart({}, weights=WEIGHTS)
 
 
 def test_jupyter_shows_the_picture_with_its_alt_text():
     from IPython.core.interactiveshell import InteractiveShell
 
-    picture = display.timing_chart({"a": 1.0}, weights=WEIGHTS)
+    picture = plots.timing_chart({"a": 1.0}, weights=WEIGHTS)
     data, _ = InteractiveShell().display_formatter.format(picture)
     assert set(data) == {"text/html", "text/plain"}
 
 
 def test_the_exported_page_has_the_alt_text():
-    picture = display.timing_chart({"a": 1.0}, weights=WEIGHTS)
+    picture = plots.timing_chart({"a": 1.0}, weights=WEIGHTS)
     output = nbformat.v4.new_output("display_data", data=picture._repr_mimebundle_())
     cells = [nbformat.v4.new_code_cell("chart", outputs=[output])]
     page, _ = HTMLExporter().from_notebook_node(nbformat.v4.new_notebook(cells=cells))
@@ -240,15 +240,15 @@ def test_html_tables_align_text_left_and_numbers_right():
 
 
 def test_similarity_chart():
-    chart = display.similarity_chart([[1, -0.001], [-0.001, 1]], ["cat", "stock"], weights=WEIGHTS)
+    chart = plots.similarity_chart([[1, -0.001], [-0.001, 1]], ["cat", "stock"], weights=WEIGHTS)
     assert WEIGHTS in chart.alt and chart.alt.endswith("A and B 0.00.")
     assert Image.open(io.BytesIO(chart.png)).width > 300
-    assert len(chart.png) < display.MAX_PNG_BYTES
+    assert len(chart.png) < pictures.MAX_PNG_BYTES
 
 
 def test_similarity_chart_needs_a_square():
     with pytest.raises(DataError, match="square"):
-        display.similarity_chart([[1.0, 0.5]], ["cat", "stock"], weights=WEIGHTS)
+        plots.similarity_chart([[1.0, 0.5]], ["cat", "stock"], weights=WEIGHTS)
 
 
 def judged(name, kind):
@@ -278,7 +278,7 @@ def test_retrieval_table():
 
 def test_retrieval_plot():
     systems = {"BM25": scored(1, 2, 1, 2), "fused": scored(1, 1, 1, 1)}
-    picture = display.retrieval_plot(systems, "mrr", weights=WEIGHTS)
+    picture = plots.retrieval_plot(systems, "mrr", weights=WEIGHTS)
     check_picture(
         picture, WEIGHTS, "all, 4 questions: BM25 0.750", "lookup, 2 questions: BM25 0.500",
         "paraphrase, 2 questions: BM25 1.000", "fused 1.000 [1.000, 1.000]",
@@ -288,22 +288,22 @@ def test_retrieval_plot():
 def test_retrieval_pictures_compare_only_what_compares():
     other = score_retrieval({}, [judged("9", "lookup")])
     with pytest.raises(DataError, match="different questions"):
-        display.retrieval_plot({"a": scored(1), "b": other}, weights=WEIGHTS)
+        plots.retrieval_plot({"a": scored(1), "b": other}, weights=WEIGHTS)
     with pytest.raises(DataError, match="no retrievers"):
         display.retrieval_table({}, {}, weights=WEIGHTS)
     with pytest.raises(DataError, match="has no recall@100"):
-        display.retrieval_plot({"a": scored(1)}, "recall@100", weights=WEIGHTS)
+        plots.retrieval_plot({"a": scored(1)}, "recall@100", weights=WEIGHTS)
     with pytest.raises(DataError, match="not 7"):
-        display.retrieval_plot({str(n): scored(1) for n in range(7)}, weights=WEIGHTS)
+        plots.retrieval_plot({str(n): scored(1) for n in range(7)}, weights=WEIGHTS)
 
 
 def test_refusal_plot():
     logits, answerable = [0.0, 1.0, 2.0, 3.0], [False, True, False, True]
     curve = refusal_curve(logits, answerable)
     rates = refusal_rates(logits, answerable, 0.5)
-    picture = display.refusal_plot({"near": curve}, {"near": rates}, weights=WEIGHTS)
+    picture = plots.refusal_plot({"near": curve}, {"near": rates}, weights=WEIGHTS)
     check_picture(picture, WEIGHTS, "near", "refuses 0.500", "wrong refusals, at most 0.500")
     with pytest.raises(DataError, match="same names"):
-        display.refusal_plot({"near": curve}, {"far": rates}, weights=WEIGHTS)
+        plots.refusal_plot({"near": curve}, {"far": rates}, weights=WEIGHTS)
     with pytest.raises(DataError, match="one to four curves"):
-        display.refusal_plot({}, {}, weights=WEIGHTS)
+        plots.refusal_plot({}, {}, weights=WEIGHTS)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nim_cookbook import display, plots
-from nim_cookbook.capacity import published_throughput
+from capacity import plots as capacity_plots
+from capacity.plan import published_throughput
+from nim_cookbook import plots
 from nim_cookbook.errors import DataError
 
 WEIGHTS = "Tiny, Q4_1 (local stand-in)"
@@ -27,19 +28,19 @@ def near(wanted, found):
 
 
 def test_a_quote_on_a_border_is_cut_unless_passages_overlap():
-    picture = display.split_picture(TEXT, SPLITS, "Word48, word49 - WORD50 word51")
+    picture = plots.split_picture(TEXT, SPLITS, "Word48, word49 - WORD50 word51")
     assert "50 words with 0 shared: 2 passages, quote cut (at most 50% of it" in picture.alt
     assert "50 words with 10 shared: 3 passages, quote whole." in picture.alt
 
 
 def test_a_quote_within_the_overlap_is_whole_twice():
-    picture = display.split_picture(TEXT, SPLITS, "word42 word43")
+    picture = plots.split_picture(TEXT, SPLITS, "word42 word43")
     assert "50 words with 10 shared: 3 passages, quote whole, 2 times." in picture.alt
 
 
 def test_cut_and_whole_passages_differ_in_colour():
-    cut = colours(display.split_picture(TEXT, [(50, 0)], "word49 word50"))
-    whole = colours(display.split_picture(TEXT, [(50, 0)], "word10 word11"))
+    cut = colours(plots.split_picture(TEXT, [(50, 0)], "word49 word50"))
+    whole = colours(plots.split_picture(TEXT, [(50, 0)], "word10 word11"))
     assert near("#D55E00", cut)
     assert not near("#0072B2", cut)
     assert near("#0072B2", whole)
@@ -48,18 +49,18 @@ def test_cut_and_whole_passages_differ_in_colour():
 
 def test_a_quote_is_found_across_line_breaks():
     text = "one two three\nfour five six"
-    assert "quote whole" in display.split_picture(text, [(50, 0)], "three four").alt
+    assert "quote whole" in plots.split_picture(text, [(50, 0)], "three four").alt
 
 
 @pytest.mark.parametrize("quote", ["word1 word3", "", "..."])
 def test_a_quote_that_is_not_there_is_told(quote):
     with pytest.raises(DataError, match="does not hold the quote"):
-        display.split_picture(TEXT, SPLITS, quote)
+        plots.split_picture(TEXT, SPLITS, quote)
 
 
 def test_no_settings_are_told():
     with pytest.raises(DataError, match="no settings"):
-        display.split_picture(TEXT, [], "word1")
+        plots.split_picture(TEXT, [], "word1")
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def clouds():
 
 def test_the_map_says_which_passages_are_near_and_what_it_keeps(clouds):
     vectors, kinds = clouds
-    picture = display.passage_map(vectors, kinds, vectors[0], weights=WEIGHTS, nearest=3)
+    picture = plots.passage_map(vectors, kinds, vectors[0], weights=WEIGHTS, nearest=3)
     assert WEIGHTS in picture.alt
     assert "40 passages of the kinds policy, report" in picture.alt
     assert "nearest to the question: policy, policy, policy" in picture.alt
@@ -85,7 +86,7 @@ def test_near_is_decided_by_the_whole_vectors():
     # The third axis varies least and is not on the plane, but decides what is near.
     vectors = np.array([[9, 0, 0], [-9, 0, 0], [0, 5, 0], [0, -5, 0], [0, 0, 3], [0.1, 0, -3]])
     kinds = ["a", "a", "b", "b", "above", "below"]
-    picture = display.passage_map(vectors, kinds, [0, 0, -3], weights=WEIGHTS, nearest=1)
+    picture = plots.passage_map(vectors, kinds, [0, 0, -3], weights=WEIGHTS, nearest=1)
     assert "nearest to the question: below" in picture.alt
 
 
@@ -101,17 +102,17 @@ def test_the_map_does_not_depend_on_the_order_or_the_sign(clouds):
 def test_the_map_needs_shapes_that_fit(clouds):
     vectors, kinds = clouds
     with pytest.raises(DataError, match="a kind for each"):
-        display.passage_map(vectors, kinds[:-1], vectors[0], weights=WEIGHTS)
+        plots.passage_map(vectors, kinds[:-1], vectors[0], weights=WEIGHTS)
     with pytest.raises(DataError, match="three vectors"):
-        display.passage_map(vectors[:2], kinds[:2], vectors[0], weights=WEIGHTS)
+        plots.passage_map(vectors[:2], kinds[:2], vectors[0], weights=WEIGHTS)
     with pytest.raises(DataError, match="shape"):
-        display.passage_map(vectors, kinds, vectors[0, :3], weights=WEIGHTS)
+        plots.passage_map(vectors, kinds, vectors[0, :3], weights=WEIGHTS)
     with pytest.raises(DataError, match="at most 8 kinds"):
-        display.passage_map(vectors, [str(n) for n in range(40)], vectors[0], weights=WEIGHTS)
+        plots.passage_map(vectors, [str(n) for n in range(40)], vectors[0], weights=WEIGHTS)
 
 
 def test_memory_is_drawn_for_each_width_and_told():
-    picture = display.memory_plot(1000, (384, 1024), weights=WEIGHTS)
+    picture = capacity_plots.memory_plot(1000, (384, 1024), weights=WEIGHTS)
     assert WEIGHTS in picture.alt
     assert "1,000 passages, 1.62 MB" in picture.alt  # 1000 * (4 * 384 + 40 + 40) bytes
     assert "384 numbers: float32 9,569,377" in picture.alt  # 16e9 / (4 * 384 + 96 + 40)
@@ -121,39 +122,39 @@ def test_memory_is_drawn_for_each_width_and_told():
 def test_memory_needs_passages_and_widths():
     for wrong in ((0, [384]), (10, [])):
         with pytest.raises(DataError, match=r"memory_plot\(\) needs"):
-            display.memory_plot(*wrong, weights=WEIGHTS)
+            capacity_plots.memory_plot(*wrong, weights=WEIGHTS)
 
 
 def test_longer_vectors_are_drawn_and_told():
-    picture = display.dimension_plot(1000, (1024, 384))
+    picture = capacity_plots.dimension_plot(1000, (1024, 384))
     assert "float32: 384 numbers 1.62 MB, 1024 numbers 4.18 MB" in picture.alt
     assert "binary: 384 numbers" in picture.alt
     for wrong in ((0, [384, 1024]), (10, [384, 384])):
         with pytest.raises(DataError, match=r"dimension_plot\(\) needs"):
-            display.dimension_plot(*wrong)
+            capacity_plots.dimension_plot(*wrong)
 
 
 def test_latency_against_cost_is_told_for_every_point():
     (published,) = published_throughput()
-    picture = display.latency_cost_plot(published, 3.6)
+    picture = capacity_plots.latency_cost_plot(published, 3.6)
     assert picture.alt.count("at once:") == len(published.points)
     # 2 GPUs at 3.6 an hour, 51.67 tokens a second; 0.40677 s and 499 tokens of 18.58 ms.
     assert "1 request at once: first token after 0.4 s, whole answer after 9.7 s" in picture.alt
     assert "38.71 USD" in picture.alt
     with pytest.raises(DataError, match="price above 0"):
-        display.latency_cost_plot(published, 0)
+        capacity_plots.latency_cost_plot(published, 0)
 
 
 def test_pictures_are_small_and_have_a_width(clouds):
     vectors, kinds = clouds
     pictures = [
-        display.split_picture(TEXT, SPLITS, "word1"),
-        display.passage_map(vectors, kinds, vectors[0], weights=WEIGHTS),
-        display.memory_plot(1000, (384, 1024, 2048), weights=WEIGHTS),
-        display.dimension_plot(1_000_000, (384, 1024, 2048, 4096)),
-        display.latency_cost_plot(published_throughput()[0], 6.88),
+        plots.split_picture(TEXT, SPLITS, "word1"),
+        plots.passage_map(vectors, kinds, vectors[0], weights=WEIGHTS),
+        capacity_plots.memory_plot(1000, (384, 1024, 2048), weights=WEIGHTS),
+        capacity_plots.dimension_plot(1_000_000, (384, 1024, 2048, 4096)),
+        capacity_plots.latency_cost_plot(published_throughput()[0], 6.88),
     ]
     for picture in pictures:
-        assert len(picture.png) < display.MAX_PNG_BYTES
+        assert len(picture.png) < pictures.MAX_PNG_BYTES
         assert 700 <= picture.width <= 1000
         assert repr(picture) == picture.alt

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from local_endpoints import weights as store
-from local_endpoints.engines.embedding import EmbeddingEngine
-from local_endpoints.engines.encoder import Encoder, InputTooLong
-from local_endpoints.engines.reranking import RerankingEngine
+from local_endpoints.nim.engines.embedding import EmbeddingEngine
+from local_endpoints.nim.engines.encoder import Encoder, InputTooLong
+from local_endpoints.nim.engines.reranking import RerankingEngine
 from local_endpoints.weights import ResolvedWeights
 from nim_cookbook.errors import WeightsError
 from nim_cookbook.models import Role, load_registry

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cookbook_services import load
+from capacity import load
 from nim_cookbook.errors import ConfigurationError, DataError, EndpointUnreachable
 
 TOKEN = "fake-token-for-tests"

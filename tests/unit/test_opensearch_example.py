@@ -60,8 +60,8 @@ def values() -> Object:
 def changed(folder: Path, change: str | None = None) -> Path:
     """Return a copy of the services with the example's changes."""
     shutil.copytree(
-        ROOT / "utils" / "cookbook_services",
-        folder / "utils" / "cookbook_services",
+        ROOT / "utils" / "rag_service",
+        folder / "utils" / "rag_service",
         ignore=shutil.ignore_patterns("__pycache__"),
     )
     if shutil.which("git") is None:
@@ -76,7 +76,7 @@ def changed(folder: Path, change: str | None = None) -> Path:
         capture_output=True,
         check=True,
     )
-    services = folder / "utils" / "cookbook_services"
+    services = folder / "utils" / "rag_service"
     (services / "opensearch.py").write_text(blocks("python")[FACTORY], "utf-8")
     return folder / "utils"
 
@@ -96,7 +96,7 @@ def said_by(folder: Path, code: str) -> str:
 
 def test_the_changes_apply_and_the_factory_knows_the_url(tmp_path: Path) -> None:
     folder = changed(tmp_path)
-    code = f"from cookbook_services import stores; print(stores.store_kind({URL!r}))"
+    code = f"from rag_service import stores; print(stores.store_kind({URL!r}))"
     assert said_by(folder, code) == "opensearch"
     assert said_by(folder, code.replace("opensearch:", "postgresql:")) == "pgvector"
 
@@ -234,7 +234,7 @@ def test_the_changed_services_open_it(tmp_path: Path, factory: ModuleType) -> No
     assert (
         said_by(
             folder,
-            "from cookbook_services import stores\n"
+            "from rag_service import stores\n"
             f"store = stores.open_store({URL!r}, dimension=8, set_up=False)\n"
             "print(type(stores.embedding_retriever(store)).__name__)",
         )
@@ -244,7 +244,7 @@ def test_the_changed_services_open_it(tmp_path: Path, factory: ModuleType) -> No
     assert (
         said_by(
             folder,
-            "from cookbook_services.patience import is_outage\n"
+            "from rag_service.patience import is_outage\n"
             "import opensearchpy.exceptions as e\n"
             "print(is_outage(e.ConnectionError('N/A', 'refused', None)),\n"
             "      is_outage(e.TransportError(503, 'busy', None)),\n"
@@ -259,7 +259,7 @@ def test_the_hybrid_pipeline_is_written_and_read(
 ) -> None:
     from haystack import Pipeline
 
-    monkeypatch.setitem(sys.modules, "cookbook_services.opensearch", factory)
+    monkeypatch.setitem(sys.modules, "rag_service.opensearch", factory)
     names: dict[str, Any] = {}
     exec(blocks("python")[HYBRID], names)
     hybrid: Pipeline = names["hybrid"]

@@ -138,8 +138,8 @@ def test_wheel_carries_packages_data_and_index(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
-    assert tops == {"nim_cookbook", "local_endpoints", "cookbook_cli", "cookbook_services"}
-    assert "cookbook_services/_pipelines/ask.yaml" in names
+    assert tops == {"nim_cookbook", "local_endpoints", "cookbook_cli", "rag_service"}
+    assert "rag_service/_pipelines/ask.yaml" in names
     assert "nim_cookbook/_data/recipes.toml" in names
     assert "nim_cookbook/_data/people/people.jsonl" in names
     assert "nim_cookbook/models.toml" in names

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from haystack.marshal import YamlMarshaller
 
-from cookbook_services import pipelines
-from cookbook_services.pipelines import NAMES, Name, load, main, pipelines_dir
 from nim_cookbook.answering import TOP_K
 from nim_cookbook.endpoints import Endpoint, Endpoints
 from nim_cookbook.errors import ConfigurationError
 from nim_cookbook.models import ROLES
+from rag_service import pipelines
+from rag_service.pipelines import NAMES, Name, load, main, pipelines_dir
 
 KEY = "nvapi-fake-key-for-tests"
 VARIABLES = {"NVIDIA_API_KEY", "QDRANT_API_KEY"}
@@ -143,5 +143,5 @@ def test_without_files_the_error_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COOKBOOK_PIPELINES", str(tmp_path))
-    with pytest.raises(ConfigurationError, match=r"cookbook_services\.pipelines"):
+    with pytest.raises(ConfigurationError, match=r"rag_service\.pipelines"):
         pipelines_dir()

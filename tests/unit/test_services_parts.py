@@ -10,11 +10,17 @@ import pytest
 import requests
 from haystack import Document
 
-from cookbook_services import indexer, queue, watch
-from cookbook_services.counting import Count, expose
-from cookbook_services.files import FileStore, StoredFile
-from cookbook_services.local import LocalServices
-from cookbook_services.patience import (
+from nim_cookbook.errors import (
+    ConfigurationError,
+    DataError,
+    EndpointUnreachable,
+    PortInUseError,
+)
+from rag_service import indexer, queue, watch
+from rag_service.counting import Count, expose
+from rag_service.files import FileStore, StoredFile
+from rag_service.local import LocalServices
+from rag_service.patience import (
     BATCH,
     TRIES,
     Interrupted,
@@ -23,15 +29,9 @@ from cookbook_services.patience import (
     is_outage,
     reason,
 )
-from cookbook_services.queue import Depth, Job, place
-from cookbook_services.settings import FILES, INDEX, NATS_URL, STORE_URL, Settings
-from cookbook_services.stores import open_store, store_kind, store_place
-from nim_cookbook.errors import (
-    ConfigurationError,
-    DataError,
-    EndpointUnreachable,
-    PortInUseError,
-)
+from rag_service.queue import Depth, Job, place
+from rag_service.settings import FILES, INDEX, NATS_URL, STORE_URL, Settings
+from rag_service.stores import open_store, store_kind, store_place
 from tests.support import free_port_block
 from tests.unit.embedding_double import DIMENSIONS, HashEmbedder
 
@@ -132,7 +132,7 @@ def test_no_connection_is_an_outage_and_a_bug_is_none():
 
 
 def test_an_outage_is_waited_for(monkeypatch):
-    monkeypatch.setattr("cookbook_services.patience.FIRST_WAIT", 0.001)
+    monkeypatch.setattr("rag_service.patience.FIRST_WAIT", 0.001)
     said: list[str] = []
     outages = iter([http_error(503)] * (3 * TRIES))
     probes = iter([http_error(503), None] * (3 * TRIES))
@@ -151,7 +151,7 @@ def test_an_outage_is_waited_for(monkeypatch):
 
 
 def test_a_call_that_fails_beside_a_working_endpoint_is_a_failure(monkeypatch):
-    monkeypatch.setattr("cookbook_services.patience.FIRST_WAIT", 0.001)
+    monkeypatch.setattr("rag_service.patience.FIRST_WAIT", 0.001)
     calls: list[int] = []
 
     def call() -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim_cookbook import sizing
+from capacity import sizing
 from nim_cookbook.errors import DataError
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cookbook_services.metrics import forget_dead_workers
+from rag_service.metrics import forget_dead_workers
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="one process there")
 

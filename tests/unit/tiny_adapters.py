@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 from safetensors.numpy import save_file
 
-from local_endpoints.adapters import CONFIG_FILE, WEIGHTS_FILE
+from local_endpoints.nim.adapters import CONFIG_FILE, WEIGHTS_FILE
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

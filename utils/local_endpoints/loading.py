@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from local_endpoints import weights as store
-from local_endpoints.api.catalog import Services
-from local_endpoints.api.service import RoleService, ServedAdapter
 from local_endpoints.downloads import Cancellation
-from local_endpoints.engines.adaptable import AdaptableEngine
-from local_endpoints.engines.embedding import EmbeddingEngine
-from local_endpoints.engines.reranking import RerankingEngine
+from local_endpoints.nim.catalog import Services
+from local_endpoints.nim.engines.adaptable import AdaptableEngine
+from local_endpoints.nim.engines.embedding import EmbeddingEngine
+from local_endpoints.nim.engines.reranking import RerankingEngine
+from local_endpoints.nim.peft_source import PeftSettings, PeftSource
+from local_endpoints.nim.service import RoleService, ServedAdapter
 from local_endpoints.options import ServeOptions
-from local_endpoints.peft_source import PeftSettings, PeftSource
 from local_endpoints.weights import ResolvedWeights
 from nim_cookbook.errors import WeightsUnavailableError
 from nim_cookbook.models import ROLES, Registry, Role

@@ -14,12 +14,13 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
-from local_endpoints import loading, peft_source, ports, state
+from local_endpoints import loading, ports, state
 from local_endpoints.access import choose_key
-from local_endpoints.api.catalog import build_apps
 from local_endpoints.downloads import Cancellation
 from local_endpoints.gradient.app import build_app as build_gradient
 from local_endpoints.gradient.store import AdapterStore, adapters_dir
+from local_endpoints.nim import peft_source
+from local_endpoints.nim.catalog import build_apps
 from local_endpoints.notion import build_app as build_notion
 from local_endpoints.notion import load_workspace
 from local_endpoints.options import PORT_OFFSETS, ServeOptions, base_url

@@ -1,4 +1,4 @@
-"""What notebooks show: tables, measures, progress and drawn pipelines; and the plots.
+"""What notebooks show: tables, measures, progress and drawn pipelines.
 
 Plain HTML, text and PNG, no widgets, nothing online. Whatever shows a model's output takes
 `weights`, the name of what really answered, and shows it. Every object also has a plain-text form,
@@ -18,20 +18,7 @@ import pandas as pd
 from nim_cookbook.errors import DataError
 from nim_cookbook.evaluation import RetrievalScores, same_questions
 from nim_cookbook.pictures import MAX_PNG_BYTES, Picture, png_width, small_png
-from nim_cookbook.plots import (
-    LossCurve,
-    dimension_plot,
-    latency_cost_plot,
-    memory_plot,
-    passage_map,
-    refusal_plot,
-    retrieval_plot,
-    similarity_chart,
-    split_picture,
-    timing_chart,
-)
 from nim_cookbook.scoring import AnswerScores
-from nim_cookbook.service_plots import QueuePlot, load_plot
 from nim_cookbook.wording import count, cut
 
 if TYPE_CHECKING:
@@ -39,36 +26,6 @@ if TYPE_CHECKING:
 
 # `nim-cookbook run` collects outputs of this type into its table.
 MEASURE_MIME = "application/vnd.nim-cookbook.measure+json"
-
-__all__ = [
-    "MAX_PNG_BYTES",
-    "MEASURE_MIME",
-    "Check",
-    "LossCurve",
-    "Picture",
-    "QueuePlot",
-    "Table",
-    "answers_table",
-    "diff_pipelines",
-    "dimension_plot",
-    "documents_table",
-    "draw_pipeline",
-    "latency_cost_plot",
-    "load_plot",
-    "measured",
-    "memory_plot",
-    "passage_map",
-    "pipeline_mermaid",
-    "progress",
-    "refusal_plot",
-    "retrieval_plot",
-    "retrieval_table",
-    "scores_table",
-    "similarity_chart",
-    "split_picture",
-    "timing_chart",
-    "usage_table",
-]
 
 
 class Table:

@@ -24,13 +24,6 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from local_endpoints.api.chat import Service as ChatService
-from local_endpoints.api.common import BodyLimit, FastJSONResponse, until_disconnect
-from local_endpoints.api.embedding import Service as EmbeddingService
-from local_endpoints.api.errors import ApiError
-from local_endpoints.api.service import RoleService
-from local_endpoints.engines.chat import EngineRefusal, PromptTooLong
-from local_endpoints.engines.encoder import InputTooLong
 from local_endpoints.gradient import errors, schemas
 from local_endpoints.gradient.completions import Completer
 from local_endpoints.gradient.errors import GradientError
@@ -56,6 +49,13 @@ from local_endpoints.gradient.training import (
     missing_packages,
     worker_command,
 )
+from local_endpoints.nim.chat import Service as ChatService
+from local_endpoints.nim.common import BodyLimit, FastJSONResponse, until_disconnect
+from local_endpoints.nim.embedding import Service as EmbeddingService
+from local_endpoints.nim.engines.chat import EngineRefusal, PromptTooLong
+from local_endpoints.nim.engines.encoder import InputTooLong
+from local_endpoints.nim.errors import ApiError
+from local_endpoints.nim.service import RoleService
 from local_endpoints.weights import ResolvedWeights
 from nim_cookbook.errors import CookbookError
 

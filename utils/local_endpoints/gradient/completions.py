@@ -13,10 +13,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from local_endpoints import adapters as lora
-from local_endpoints.adapters import AdapterError
-from local_endpoints.engines.adaptable import AdaptableEngine
 from local_endpoints.gradient.store import Adapter, AdapterStore, DamagedAdapter, UnknownAdapter
+from local_endpoints.nim import adapters as lora
+from local_endpoints.nim.adapters import AdapterError
+from local_endpoints.nim.engines.adaptable import AdaptableEngine
 from local_endpoints.weights import ResolvedWeights
 
 Json = dict[str, Any]

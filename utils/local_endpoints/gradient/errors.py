@@ -17,7 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from local_endpoints.api.errors import ClientGone
+from local_endpoints.nim.errors import ClientGone
 
 Json = dict[str, Any]
 

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from local_endpoints.adapters import base_name
-from local_endpoints.engines.chat import default_threads
+from local_endpoints.nim.adapters import base_name
+from local_endpoints.nim.engines.chat import default_threads
 from local_endpoints.weights import ResolvedWeights
 
 Json = dict[str, Any]
@@ -60,7 +60,15 @@ def worker_command(weights: ResolvedWeights) -> list[str]:
     -P: a file in the working folder shadows no module.
     """
     base = weights.folder / weights.files[0][0]
-    return [sys.executable, "-P", "-m", WORKER, str(base), base_name(weights), str(default_threads())]
+    return [
+        sys.executable,
+        "-P",
+        "-m",
+        WORKER,
+        str(base),
+        base_name(weights),
+        str(default_threads()),
+    ]
 
 
 class Worker:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import; the server imports nothing of this module
-    from local_endpoints.finetuning.trainer import Trainer
+    from local_endpoints.gradient.trainer import Trainer
 
 Json = dict[str, Any]
 
@@ -64,7 +64,7 @@ def _failure(error: Exception) -> Json:
 
 
 def _perform(trainer: Trainer, request: Json) -> Json:
-    from local_endpoints.finetuning.trainer import Sample, SampleError, Segment
+    from local_endpoints.gradient.trainer import Sample, SampleError, Segment
 
     try:
         if request["op"] == "create":
@@ -110,7 +110,7 @@ def main(base: Path, name: str, threads: int) -> int:
     # 8 s instead of 27 s.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
-        from local_endpoints.finetuning.trainer import Trainer
+        from local_endpoints.gradient.trainer import Trainer
 
         trainer = Trainer(base, name, threads)
     except Exception as error:

@@ -188,7 +188,7 @@ nodeSelector:
 {{- end -}}
 {{- end }}
 
-{{/* cookbook_services.queue names the stream so. */}}
+{{/* rag_service.queue names the stream so. */}}
 {{- define "cookbook.jobs" -}}
 {{- printf "%s_JOBS" (upper .Values.index) -}}
 {{- end }}

@@ -1,0 +1,198 @@
+"""The query service: Hayhooks behind a bearer token, with readiness, metrics and traces.
+
+    COOKBOOK_SERVICE_TOKEN=$(openssl rand -hex 32) python -m rag_service.app
+
+| path | what |
+|---|---|
+| `POST /ask/run` | a question; its answer with sources |
+| `POST /search/run` | a question; passages only |
+| `POST /v1/chat/completions`, `GET /v1/models` | the same, model `ask`, for OpenAI's clients |
+| `POST /v1/files` | a file to be indexed |
+| `GET /metrics` | Prometheus |
+| `GET /health/live`, `/health/ready`, `/status` | open, for probes |
+
+Hayhooks is run in the mode that loads its pipelines once, at the start: no route deploys anything,
+and a start that finds one refuses to serve.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+
+from nim_cookbook.errors import ConfigurationError, CookbookError
+from rag_service.children import OPTION, stop_cleanly
+from rag_service.serving import OTLP, ServingSettings
+
+HOST, PORT = "127.0.0.1", 1416
+#: The folder of Hayhooks pipeline wrappers, if not the package's.
+WRAPPERS = "COOKBOOK_WRAPPERS"
+#: Seconds that open requests have to end when the service is told to stop.
+GRACE = 20
+_TRACING = (
+    "haystack_integrations.tracing.opentelemetry",
+    "opentelemetry.sdk.trace",
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+)
+
+
+def create() -> FastAPI:
+    """Return the application; uvicorn calls it in each worker process.
+
+    Raises:
+        CookbookError: A setting, an endpoint or the store is missing.
+        RuntimeError: Hayhooks would serve a route that deploys.
+    """
+    from rag_service.guard import Guard
+    from rag_service.health import Readiness, live
+    from rag_service.metrics import Measure, show
+
+    settings = ServingSettings.from_environment()
+    app = _hayhooks(settings)
+    refuse_deploy_routes(app)
+    app.add_route("/health/live", live, ["GET"])
+    app.add_route("/health/ready", Readiness().show, ["GET"])
+    app.add_route("/metrics", show, ["GET"])
+    # The last is the innermost: within CORS, so that a page can read why it was refused.
+    app.user_middleware.append(
+        Middleware(Guard, token=settings.token, upload_bytes=settings.upload_bytes)
+    )
+    app.add_middleware(Measure)
+    _enough_threads(app)
+    return app
+
+
+def refuse_deploy_routes(app: FastAPI) -> None:
+    """Make sure that no request can bring code of its own.
+
+    Raises:
+        RuntimeError: There is such a route.
+    """
+    found = [path for path in app.openapi()["paths"] if "deploy" in path]
+    if found:
+        raise RuntimeError(f"The service has routes that deploy code: {', '.join(found)}")
+
+
+def _hayhooks(settings: ServingSettings) -> FastAPI:
+    """Return Hayhooks' own application, set up so that nothing is open by default."""
+    _check_tracing(settings)
+    from hayhooks import create_app
+    from hayhooks.settings import settings as hayhooks
+
+    wrappers = os.environ.get(WRAPPERS, "").strip()
+    hayhooks.pipelines_dir = wrappers or str(Path(__file__).parent / "wrappers")
+    hayhooks.durable_mode = True  # no deploy routes
+    hayhooks.monitoring_enabled = hayhooks.tracing_enabled = False  # the local dashboard
+    hayhooks.chainlit_enabled = False  # the chat page is a service of its own
+    hayhooks.tracing_include_payload_values = False
+    hayhooks.cors_allow_origins = list(settings.origins)
+    hayhooks.cors_allow_origin_regex = None
+    hayhooks.cors_allow_methods = ["GET", "POST"]
+    hayhooks.cors_allow_headers = ["Authorization", "Content-Type"]
+    hayhooks.cors_allow_credentials = False
+    try:
+        app: FastAPI = create_app()
+        return app
+    except Exception as error:
+        # Hayhooks wraps what a wrapper's setup raised.
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, CookbookError):
+                raise cause from None
+            cause = cause.__cause__
+        raise
+
+
+def _check_tracing(settings: ServingSettings) -> None:
+    if not settings.traced:
+        return
+    missing = [name for name in _TRACING if not _installed(name)]
+    if missing:
+        raise ConfigurationError(
+            f"{OTLP} is set and {missing[0]} is not installed: install nim-rag-cookbook[serve], or "
+            f"unset {OTLP}."
+        )
+    os.environ.setdefault("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+    os.environ.setdefault("OTEL_SERVICE_NAME", "cookbook-query")
+
+
+def _installed(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # of a package above it
+        return False
+
+
+def _enough_threads(app: FastAPI) -> None:
+    """Give the event loop threads for the clients that know no `await`."""
+    from rag_service.query import THREADS
+
+    inner = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(application: FastAPI) -> AsyncIterator[Any]:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "call"))
+        async with inner(application) as state:
+            yield state
+
+    app.router.lifespan_context = lifespan
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the service; the command line of this module."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rag_service.app",
+        description="Answer questions over HTTP from the indexed documents.",
+        epilog="Settings: COOKBOOK_SERVICE_TOKEN (needed), COOKBOOK_SERVICE_ORIGINS, "
+        "COOKBOOK_STORE_URL, COOKBOOK_ENDPOINTS, COOKBOOK_FILES, COOKBOOK_NATS_URL.",
+    )
+    parser.add_argument("--host", default=HOST, help=f"address to bind (default {HOST})")
+    parser.add_argument("--port", type=int, default=PORT, help=f"port (default {PORT})")
+    parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+    parser.add_argument(OPTION, action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    stop_cleanly(options.stop_with_stdin)
+    try:
+        ServingSettings.from_environment()  # a mistake is said once, and not by each worker
+        with tempfile.TemporaryDirectory(prefix="cookbook-metrics-") as folder:
+            _serve(options, folder)
+    except CookbookError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _serve(options: argparse.Namespace, folder: str) -> None:
+    import uvicorn
+
+    common = {
+        "host": options.host,
+        "port": options.port,
+        "timeout_graceful_shutdown": GRACE,
+        "log_config": None,
+        "server_header": False,
+    }
+    if options.workers == 1:
+        uvicorn.run(create(), **common)
+        return
+    from rag_service.query import service
+
+    service()  # uvicorn starts a worker that cannot begin again and again, without an end
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+    uvicorn.run("rag_service.app:create", factory=True, workers=options.workers, **common)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,102 @@
+"""What happens in the chat page; Chainlit loads this file, `rag_service.chat` serves it.
+
+The reader signs in with the query service's token as the password. Questions go to the query
+service as any other client's do, through OpenAI's client with streaming; the passages open beside
+the answer.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import chainlit as cl
+import openai
+
+from rag_service.serving import QUERY_URL, service_token
+
+GREETING = "Ask about the documents, or attach a file to have it indexed."
+# Seconds; a large model may be slow, and a first answer slower.
+_TIMEOUT = 120.0
+
+
+@cl.password_auth_callback  # type: ignore[untyped-decorator,unused-ignore]
+async def sign_in(name: str, password: str) -> cl.User | None:
+    """Let in who knows the token."""
+    if not hmac.compare_digest(password.strip().encode(), service_token().encode()):
+        return None
+    return cl.User(identifier=name.strip()[:80] or "reader")
+
+
+@cl.on_chat_start  # type: ignore[untyped-decorator,unused-ignore]
+async def greet() -> None:
+    """Say what can be done here."""
+    await cl.Message(GREETING).send()
+
+
+@cl.on_message  # type: ignore[untyped-decorator,unused-ignore]
+async def answer(message: cl.Message) -> None:
+    """Take attached files in, and answer the question if there is one."""
+    async with _client() as client:
+        for element in message.elements or ():
+            await _upload(client, element)
+        if message.content.strip():
+            await _answer(client, message.content)
+
+
+async def _answer(client: openai.AsyncOpenAI, question: str) -> None:
+    reply = cl.Message("")
+    sources: Sequence[dict[str, Any]] = ()
+    try:
+        stream = await client.chat.completions.create(
+            model="ask", messages=[{"role": "user", "content": question}], stream=True
+        )
+        async for chunk in stream:
+            given = (chunk.model_extra or {}).get("sources")
+            if given is not None:
+                sources = given  # its text lists them once more, for clients without this field
+            elif chunk.choices:
+                await reply.stream_token(chunk.choices[0].delta.content or "")
+    except openai.OpenAIError as error:
+        await reply.stream_token(_sentence(error))
+    if sources:
+        # A name that stands in the text becomes a link that opens the passage beside it.
+        names = [f"Source {n}" for n in range(1, len(sources) + 1)]
+        lines = [f"- {name}: {one['citation']}" for name, one in zip(names, sources, strict=True)]
+        await reply.stream_token("\n\n" + "\n".join(lines))
+        passages: list[Any] = [
+            cl.Text(name=name, content=one["text"], display="side")
+            for name, one in zip(names, sources, strict=True)
+        ]
+        reply.elements = passages
+    await reply.send()
+
+
+async def _upload(client: openai.AsyncOpenAI, element: Any) -> None:  # noqa: ANN401
+    if not getattr(element, "path", None):
+        return
+    try:
+        content = Path(element.path).read_bytes()
+        await client.files.create(file=(element.name, content), purpose="assistants")
+        said = f"{element.name} is in the queue; ask about it in a moment."
+    except openai.OpenAIError as error:
+        said = _sentence(error)
+    await cl.Message(said).send()
+
+
+def _client() -> openai.AsyncOpenAI:
+    url = os.environ[QUERY_URL]
+    return openai.AsyncOpenAI(
+        base_url=f"{url}/v1", api_key=service_token(), timeout=_TIMEOUT, max_retries=1
+    )
+
+
+def _sentence(error: openai.OpenAIError) -> str:
+    """Return what the query service says, or that it says nothing."""
+    if isinstance(error, openai.APIStatusError):
+        body = error.body if isinstance(error.body, dict) else {}
+        return str(body.get("detail") or f"The query service answers {error.status_code}.")
+    return "The query service does not answer: try again in a moment."

@@ -1,0 +1,440 @@
+"""What the query service does: answers with their sources, passages, and files taken in.
+
+The classes are Hayhooks pipeline wrappers; `wrappers/` gives each its name in the URL. They await
+the models, so that a slow NIM holds no thread; NVIDIA's embedder and ranker know no `await` and run
+in the event loop's threads, of which the service has `THREADS`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import re
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi import HTTPException
+from fastapi_openai_compat import ChatCompletion, Choice, Message
+from hayhooks import BasePipelineWrapper, async_streaming_generator
+from haystack import Document, Pipeline
+from haystack.document_stores.types import DocumentStore
+from haystack.utils import Secret
+from haystack_integrations.components.embedders.nvidia import NvidiaTextEmbedder
+from pydantic import BaseModel, Field
+
+from nim_cookbook.answering import answer_of, citation, page
+from nim_cookbook.endpoints import Endpoints, connect
+from nim_cookbook.errors import ConfigurationError, CookbookError
+from nim_cookbook.explain import explain
+from nim_cookbook.folders import SUFFIXES
+from nim_cookbook.indexing import SourceFile
+from rag_service.pipelines import load
+from rag_service.serving import ServingSettings
+
+#: Takes a file in: stores it and queues its indexing. Called with the file and the name it had.
+Enqueue = Callable[[Path, str], object]
+
+#: Threads for the calls that cannot be awaited, per process: as many requests wait on NVIDIA's
+#: embedder and ranker at the same time. Python's own default is four more than there are cores.
+THREADS = 64
+#: Longest question in characters; the rest of a conversation is not sent to the models.
+QUESTION_LENGTH = 4000
+
+
+class Source(BaseModel):
+    """A passage that the chat model was shown.
+
+    Attributes:
+        citation: File and page, as a reader would look them up.
+        document: The document's id.
+        file: The file's name.
+        page: Page that the passage begins on, counted from 1; None without pages.
+        title: The document's title, where it has one.
+        score: The reranker's logit.
+        text: The passage.
+    """
+
+    citation: str
+    document: str
+    file: str
+    page: int | None
+    title: str | None
+    score: float | None
+    text: str
+
+
+class Reply(BaseModel):
+    """An answer over HTTP.
+
+    Attributes:
+        answer: The answer, or what is said instead.
+        refused: Whether no passage was good enough, so that the model was not asked.
+        sources: What the model was shown, the best first.
+        weights: What really answered, by role.
+    """
+
+    answer: str
+    refused: bool
+    sources: list[Source]
+    weights: dict[str, str]
+
+
+class Found(BaseModel):
+    """Passages over HTTP, the best first."""
+
+    sources: list[Source] = Field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What the wrappers of one process share.
+
+    Attributes:
+        api: Where the models are.
+        store: Where the passages are.
+        enqueue: Takes an uploaded file in.
+    """
+
+    api: Endpoints
+    store: DocumentStore
+    enqueue: Enqueue
+
+
+_log = logging.getLogger(__name__)
+_lock = threading.Lock()
+_service: Service | None = None
+
+
+def service() -> Service:
+    """Return what the wrappers share; found by the configuration when `use` gave none.
+
+    Raises:
+        CookbookError: Endpoints, store or settings are missing.
+    """
+    global _service
+    with _lock:  # Hayhooks sets wrappers up side by side
+        if _service is None:
+            api = connect(wait=ServingSettings.from_environment().start_wait)
+            _service = Service(api, _store(api), enqueue)
+        return _service
+
+
+def use(given: Service | None) -> None:
+    """Let the wrappers of this process share this, in place of what the configuration says."""
+    global _service
+    with _lock:
+        _service = given
+
+
+def enqueue(path: Path, name: str) -> None:
+    """Store an uploaded file and put its indexing into the queue.
+
+    Raises:
+        CookbookError: The file store or the queue is not there.
+    """
+    from rag_service.files import FileStore
+    from rag_service.intake import submit
+    from rag_service.queue import connect
+    from rag_service.settings import FILES, Settings
+
+    files = FileStore(Settings.from_environment().require(FILES))
+
+    async def send() -> None:
+        async with connect() as queue:
+            await submit(queue, files, SourceFile(f"uploads/{name}", path))
+
+    asyncio.run(send())  # Hayhooks takes uploads in threads, which have no loop
+
+
+class Ask(BasePipelineWrapper):
+    """Questions, as REST and as an OpenAI-compatible chat completion with streaming; uploads."""
+
+    def setup(self) -> None:
+        """Load the pipeline; called by Hayhooks at the start."""
+        self.service = service()
+        self.pipeline: Pipeline = load("ask", self.service.api, self.service.store)
+
+    async def run_api_async(self, question: str, filters: dict[str, Any] | None = None) -> Reply:
+        """Answer a question from the indexed documents.
+
+        Args:
+            question: The question.
+            filters: Which passages may be found, as Haystack writes filters.
+        """
+        with_question = inputs(question, filters)
+        try:
+            result = await self.pipeline.run_async(with_question, include_outputs_from={"ranker"})
+        except Exception as error:
+            raise as_http(error) from error
+        return self._reply(question, result)
+
+    async def run_chat_completion_async(
+        self, model: str, messages: list[dict[str, Any]], body: dict[str, Any]
+    ) -> ChatCompletion | AsyncGenerator[Any, None]:
+        """Answer the last message of a conversation; earlier ones are not looked at.
+
+        The sources come as text below the answer, and as data in the field `sources` of the
+        completion, or of the last chunk but one.
+        """
+        question = last_question(messages)
+        if body.get("stream"):
+            return self._stream(model, question, inputs(question))
+        reply = await self.run_api_async(question)
+        message = Message(role="assistant", content=reply.answer + listing(reply.sources))
+        choice = Choice(index=0, message=message, finish_reason="stop")
+        name = f"chatcmpl-{uuid.uuid4().hex}"
+        return completion(name, model, "chat.completion", choice, reply.sources)
+
+    async def _stream(
+        self, model: str, question: str, given: dict[str, Any]
+    ) -> AsyncGenerator[ChatCompletion, None]:
+        name = f"chatcmpl-{uuid.uuid4().hex}"
+
+        def chunk(
+            text: str, sources: Sequence[Source] | None = None, finish: str | None = None
+        ) -> ChatCompletion:
+            delta = Message(role="assistant", content=text)
+            choice = Choice(index=0, delta=delta, finish_reason=finish)
+            return completion(name, model, "chat.completion.chunk", choice, sources)
+
+        results: list[dict[str, Any]] = []
+        try:
+            running = async_streaming_generator(
+                pipeline=self.pipeline,
+                pipeline_run_args=given,
+                include_outputs_from={"ranker"},
+                on_pipeline_end=results.append,
+            )
+            async with aclosing(running):  # a reader who leaves ends the run
+                async for part in running:
+                    # The text alone: the model's own end would cut the sources off.
+                    if text := getattr(part, "content", ""):
+                        yield chunk(text)
+        except Exception as error:
+            # The status line is long gone; the reader gets the reason as text.
+            yield chunk(f"\n\nError: {as_http(error).detail}", finish="stop")
+            return
+        reply = self._reply(question, results[0])
+        if reply.refused:
+            yield chunk(reply.answer)
+        yield chunk(listing(reply.sources), reply.sources)
+        yield chunk("", finish="stop")
+
+    def _reply(self, question: str, result: Mapping[str, Any]) -> Reply:
+        answer = answer_of(question, result)
+        return Reply(
+            answer=answer.text,
+            refused=answer.refused,
+            sources=[source(passage) for passage in answer.sources],
+            weights={str(role): name for role, name in self.service.api.weights.items()},
+        )
+
+    def run_file_upload(
+        self, filename: str | None, content_type: str | None, content: bytes, purpose: str
+    ) -> dict[str, Any]:
+        """Take a file in; the answer says that it is queued, not that it is indexed."""
+        name = file_name(filename)
+        if not content:
+            raise HTTPException(422, f"{name} is empty.")
+        with tempfile.TemporaryDirectory(prefix="cookbook-upload-") as folder:
+            path = Path(folder, name)
+            path.write_bytes(content)
+            try:
+                self.service.enqueue(path, name)
+            except CookbookError as error:
+                raise HTTPException(503, str(error)) from error
+        return {
+            "id": f"file-{hashlib.sha256(content).hexdigest()[:32]}",
+            "object": "file",
+            "bytes": len(content),
+            "created_at": int(time.time()),
+            "filename": name,
+            "purpose": purpose,
+            "status": "uploaded",  # Hayhooks would say "processed"
+        }
+
+
+class AskSync(BasePipelineWrapper):
+    """The same as REST only and in a thread per request, to measure the difference."""
+
+    def setup(self) -> None:
+        """Load the pipeline; called by Hayhooks at the start."""
+        self.service = service()
+        self.pipeline: Pipeline = load("ask", self.service.api, self.service.store)
+
+    def run_api(self, question: str) -> str:
+        """Answer a question from the indexed documents."""
+        result = self.pipeline.run(inputs(question), include_outputs_from={"ranker"})
+        return answer_of(question, result).text
+
+
+class Search(BasePipelineWrapper):
+    """Passages for a question, without the chat model."""
+
+    def setup(self) -> None:
+        """Load the pipeline; called by Hayhooks at the start."""
+        self.pipeline: Pipeline = load("search", service().api, service().store)
+
+    async def run_api_async(
+        self, question: str, top_k: int = 5, filters: dict[str, Any] | None = None
+    ) -> Found:
+        """Find the passages that a question is about.
+
+        Args:
+            question: The question.
+            top_k: Most passages, from 1 to 20.
+            filters: Which passages may be found, as Haystack writes filters.
+        """
+        try:
+            result = await self.pipeline.run_async(search_inputs(question, top_k, filters))
+        except Exception as error:
+            raise as_http(error) from error
+        return Found(sources=[source(passage) for passage in result["ranker"]["documents"]])
+
+
+class SearchSync(BasePipelineWrapper):
+    """The same in a thread per request, to measure the difference."""
+
+    def setup(self) -> None:
+        """Load the pipeline; called by Hayhooks at the start."""
+        self.pipeline: Pipeline = load("search", service().api, service().store)
+
+    def run_api(self, question: str, top_k: int = 5) -> list[str]:
+        """Find the passages that a question is about."""
+        result = self.pipeline.run(search_inputs(question, top_k))
+        return [citation(passage) for passage in result["ranker"]["documents"]]
+
+
+def inputs(question: str, filters: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the inputs of the `ask` pipeline.
+
+    Raises:
+        HTTPException: 422, the question is empty or too long.
+    """
+    return {
+        **search_inputs(question, None, filters),
+        "prompt_builder": {"question": question.strip()},
+    }
+
+
+def search_inputs(
+    question: str, top_k: int | None = None, filters: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the inputs of the `search` pipeline.
+
+    Raises:
+        HTTPException: 422, the question is empty or too long, or `top_k` is out of range.
+    """
+    question = question.strip()
+    if not 0 < len(question) <= QUESTION_LENGTH:
+        raise HTTPException(422, f"A question has 1 to {QUESTION_LENGTH} characters.")
+    if top_k is not None and not 1 <= top_k <= 20:
+        raise HTTPException(422, "top_k is a number from 1 to 20.")
+    return {
+        "text_embedder": {"text": question},
+        "retriever": {"filters": dict(filters) if filters else None},
+        "ranker": {"query": question} | ({"top_k": top_k} if top_k else {}),
+    }
+
+
+def source(passage: Document) -> Source:
+    """Return a passage as it goes over HTTP."""
+    meta = passage.meta
+    return Source(
+        citation=citation(passage),
+        document=str(meta.get("document", passage.id)),
+        file=str(meta.get("file_path", "")),
+        page=page(passage),
+        title=meta.get("title"),
+        score=passage.score,
+        text=passage.content or "",
+    )
+
+
+def listing(sources: Sequence[Source]) -> str:
+    """Return the sources as text below an answer; nothing for none."""
+    if not sources:
+        return ""
+    lines = [f"[{n}] {one.citation}" for n, one in enumerate(sources, start=1)]
+    return "\n\nSources:\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def completion(
+    name: str, model: str, kind: str, choice: Choice, sources: Sequence[Source] | None = None
+) -> ChatCompletion:
+    """Return a chat completion or a chunk of one, with the sources in a field of their own."""
+    extra: dict[str, Any] = {}
+    if sources is not None:
+        extra["sources"] = [one.model_dump() for one in sources]
+    return ChatCompletion(
+        id=name, object=kind, created=int(time.time()), model=model, choices=[choice], **extra
+    )
+
+
+def last_question(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Return the text of the last message of the user.
+
+    Raises:
+        HTTPException: 422, there is none.
+    """
+    for message in reversed(messages):
+        if message.get("role") == "user":
+            content = message.get("content")
+            if isinstance(content, str):
+                return content
+            parts = content if isinstance(content, list) else []
+            return "\n".join(str(p.get("text", "")) for p in parts if p.get("type") == "text")
+    raise HTTPException(422, "The conversation holds no message of the user.")
+
+
+def file_name(text: str | None) -> str:
+    """Return a file's own name, without folders and without what no file name should hold.
+
+    Raises:
+        HTTPException: 422 for no name, 415 for a kind of file that is not indexed.
+    """
+    name = Path((text or "").replace("\\", "/")).name
+    name = re.sub(r"[^\w .()+,@-]", "_", name)[-150:].strip(" .")
+    if not name:
+        raise HTTPException(422, "The file has no name.")
+    if Path(name).suffix.lower() not in SUFFIXES:
+        raise HTTPException(415, f"{name} cannot be indexed: send one of {', '.join(SUFFIXES)}.")
+    return name
+
+
+def as_http(error: BaseException) -> HTTPException:
+    """Return what a caller is told about an error: one sentence on an endpoint, else nothing."""
+    if isinstance(error, HTTPException):
+        return error
+    sentence = explain(error)
+    _log.error("A request failed: %s", sentence or error, exc_info=None if sentence else error)
+    if sentence:
+        return HTTPException(502, sentence)
+    return HTTPException(500, "The question could not be answered; the service's log says why.")
+
+
+def _store(api: Endpoints) -> DocumentStore:
+    """Open the store of the configuration, for vectors as wide as the embedding model's."""
+    from rag_service.settings import STORE_URL, Settings
+    from rag_service.stores import open_store, store_kind
+
+    if store_kind(Settings.from_environment().require(STORE_URL)) == "embedded qdrant":
+        raise ConfigurationError(
+            f"{STORE_URL} is a folder, which one process alone can open, and a service does not "
+            "index in its own process: set it to a PostgreSQL or Qdrant server."
+        )
+    embedder = NvidiaTextEmbedder(
+        model=api.embedding.model,
+        api_url=api.embedding.url,
+        api_key=Secret.from_env_var(api.embedding.key_variable),
+    )
+    width = len(embedder.run("How wide is a vector?")["embedding"])
+    return open_store(dimension=width)

@@ -1,0 +1,241 @@
+"""The document store that services share, behind one factory; its URL alone says which.
+
+| `COOKBOOK_STORE_URL` | store | processes |
+|---|---|---|
+| `postgresql://user:password@host/database` | PostgreSQL with pgvector | many |
+| `http://host:6333`, `https://...` | Qdrant, key in `QDRANT_API_KEY` | many |
+| `file:///folder` | Qdrant embedded in the process | one |
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+from urllib.parse import unquote, urlsplit
+
+from haystack import Document
+from haystack.document_stores.types import DocumentStore
+from haystack.utils import Secret
+
+from nim_cookbook.endpoints import shown, url_fault
+from nim_cookbook.errors import ConfigurationError, EndpointUnreachable
+from nim_cookbook.stores import KEY as QDRANT_KEY
+from rag_service.settings import INDEX, STORE_URL, Settings
+
+if TYPE_CHECKING:
+    from haystack_integrations.document_stores.pgvector import PgvectorDocumentStore
+    from haystack_integrations.document_stores.qdrant import QdrantDocumentStore
+
+Kind = Literal["pgvector", "qdrant", "embedded qdrant"]
+
+#: Two processes that make the same table at the same time disturb each other; one tries again.
+SET_UP_TRIES = 5
+# Said at each start, and no reader can do anything about it.
+_USUAL = "HNSW index already exists"
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
+
+
+class Retriever(Protocol):
+    """What finds documents by an embedding: a Haystack embedding retriever."""
+
+    def run(self, query_embedding: list[float]) -> dict[str, list[Document]]:
+        """Return `{"documents": the nearest ones}`."""
+        ...
+
+
+def store_kind(url: str) -> Kind:
+    """Return which store a URL means.
+
+    Raises:
+        ConfigurationError: None that is known.
+    """
+    scheme = url.partition(":")[0].lower()
+    if scheme in ("postgresql", "postgres"):
+        return "pgvector"
+    if scheme in ("http", "https"):
+        if url_fault(url):
+            raise ConfigurationError(
+                f"{STORE_URL} is not the URL of a Qdrant server: write it like "
+                f"http://localhost:6333, with no name or password in it (a key goes into "
+                f"{QDRANT_KEY})."
+            )
+        return "qdrant"
+    if scheme == "file":
+        return "embedded qdrant"
+    raise ConfigurationError(
+        f"{STORE_URL} is {shown(url) if url else 'not set'}: write postgresql://user@host/database "
+        "for PostgreSQL, http://host:6333 for Qdrant, or file:///folder for Qdrant in this process."
+    )
+
+
+def store_place(url: str) -> str:
+    """Return a store's address for a message, without name and password."""
+    parts = urlsplit(url)
+    host = f"{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}"
+    return f"{parts.scheme}://{host}{parts.path}"
+
+
+def open_store(
+    url: str | None = None, *, dimension: int, index: str | None = None, set_up: bool = True
+) -> DocumentStore:
+    """Open the document store that the configuration names.
+
+    Args:
+        url: Where it is; None for `COOKBOOK_STORE_URL`. A serialised pipeline then names the
+            variable, and holds no password.
+        dimension: Length of the vectors.
+        index: Name of the table or collection; None for `COOKBOOK_INDEX`.
+        set_up: Make what is missing (table, collection, indexes) and look whether the store
+            answers. Without, the store connects at its first use.
+
+    Raises:
+        ConfigurationError: The URL or the name cannot be used, or the store holds vectors of
+            another length.
+        EndpointUnreachable: The store does not answer.
+    """
+    settings = Settings.from_environment()
+    given, url = url, url or settings.require(STORE_URL)
+    index = index or settings.index
+    if not _NAME.fullmatch(index):
+        raise ConfigurationError(
+            f"The index {index!r} cannot be used: {INDEX} takes a small letter, then up to 40 "
+            "small letters, digits and underscores."
+        )
+    kind = store_kind(url)
+    if kind == "pgvector":
+        secret = Secret.from_token(url) if given else Secret.from_env_var(STORE_URL)
+        postgres = _pgvector(secret, index, dimension)
+        if set_up:
+            _answering(lambda: _set_up_pgvector(postgres), url, postgres.close)
+        return postgres
+    qdrant = _qdrant(kind, url, index, dimension)
+    if set_up:
+        _answering(qdrant.count_documents, url, qdrant.close)
+    return qdrant
+
+
+def embedding_retriever(store: DocumentStore, top_k: int = 10) -> Retriever:
+    """Return the embedding retriever that belongs to a store.
+
+    Args:
+        store: From `open_store`.
+        top_k: Most documents that it finds.
+    """
+    shared: Any = store
+    if type(store).__name__ == "PgvectorDocumentStore":
+        from haystack_integrations.components.retrievers.pgvector import PgvectorEmbeddingRetriever
+
+        return PgvectorEmbeddingRetriever(document_store=shared, top_k=top_k)
+    from haystack_integrations.components.retrievers.qdrant import QdrantEmbeddingRetriever
+
+    return QdrantEmbeddingRetriever(document_store=shared, top_k=top_k)
+
+
+def _pgvector(secret: Secret, index: str, dimension: int) -> PgvectorDocumentStore:
+    from haystack_integrations.document_stores.pgvector import PgvectorDocumentStore
+
+    logging.getLogger(PgvectorDocumentStore.__module__).addFilter(_unusual)
+    return PgvectorDocumentStore(
+        connection_string=secret,
+        table_name=index,
+        embedding_dimension=dimension,
+        search_strategy="hnsw",
+        # A schema's indexes share one space of names: the defaults would admit one table only.
+        hnsw_index_name=f"{index}_hnsw",
+        keyword_index_name=f"{index}_keyword",
+    )
+
+
+def _qdrant(kind: Kind, url: str, index: str, dimension: int) -> QdrantDocumentStore:
+    from haystack_integrations.document_stores.qdrant import QdrantDocumentStore
+
+    where: dict[str, Any] = {"url": url, "api_key": Secret.from_env_var(QDRANT_KEY, strict=False)}
+    if kind == "embedded qdrant":
+        where = {"path": unquote(urlsplit(url).path)}
+    return QdrantDocumentStore(
+        **where,
+        index=index,
+        embedding_dim=dimension,
+        progress_bar=False,
+        return_embedding=False,
+        # Each job looks its document up.
+        payload_fields_to_index=None
+        if kind == "embedded qdrant"
+        else [{"field_name": "meta.document", "field_schema": "keyword"}],
+    )
+
+
+def _unusual(record: logging.LogRecord) -> bool:
+    return _USUAL not in record.getMessage()
+
+
+def _set_up_pgvector(store: PgvectorDocumentStore) -> None:
+    """Make the table and an index for looking documents up; compare the vectors' length."""
+    import psycopg
+    from psycopg.sql import SQL, Identifier
+
+    store.count_documents()  # makes table and indexes
+    table = Identifier(store.table_name)
+    with psycopg.connect(store.connection_string.resolve_value() or "", autocommit=True) as server:
+        row = server.execute(
+            "SELECT atttypmod FROM pg_attribute WHERE attrelid = %s::regclass AND "
+            "attname = 'embedding'",
+            [store.table_name],
+        ).fetchone()
+        if row and row[0] not in (-1, store.embedding_dimension):
+            raise ConfigurationError(
+                f"The table {store.table_name!r} holds vectors of {row[0]} numbers and the "
+                f"embedding model gives {store.embedding_dimension}: set {INDEX} to another name."
+            )
+        server.execute(
+            SQL("CREATE INDEX IF NOT EXISTS {} ON {} ((meta->>'document'))").format(
+                Identifier(f"{store.table_name}_document"), table
+            )
+        )
+
+
+def _answering(call: Callable[[], object], url: str, close: Callable[[], object]) -> None:
+    """Call until it works; another process may just be making the same table.
+
+    Args:
+        call: Sets a store up.
+        url: The store's, for the message.
+        close: Closes the store when it is of no use.
+
+    Raises:
+        ConfigurationError: As the call raises it.
+        EndpointUnreachable: It does not work.
+    """
+    for attempt in range(SET_UP_TRIES):
+        try:
+            call()
+            return
+        except ConfigurationError:
+            close()
+            raise
+        except Exception as error:  # each client has kinds of its own
+            if attempt + 1 < SET_UP_TRIES and not _is_absence(error):
+                time.sleep(random.uniform(0.05, 0.3) * (attempt + 1))
+                continue
+            close()
+            raise EndpointUnreachable(
+                f"The document store at {store_place(url)} does not answer "
+                f"({_first_line(error)}): start it, or correct {STORE_URL}."
+            ) from error
+
+
+def _is_absence(error: BaseException) -> bool:
+    """Tell a server that is not there from one that is busy with another process's set-up."""
+    from rag_service.patience import is_outage
+
+    return is_outage(error)
+
+
+def _first_line(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    return lines[0][:200].rstrip(".")
