@@ -17,13 +17,20 @@ LAB_ARGS ?=
 # Arguments for pytest (`make test PYTEST_ARGS="-k rerank"`).
 PYTEST_ARGS ?=
 
+# With arguments of one's own, a phase may have none of the tests that they name.
+NONE = $(if $(PYTEST_ARGS),|| test $$? -eq 5)
+# Whether tests marked `long` run as well.
+LONG ?=
+
 BIN := $(VENV)/bin
+CODE := utils tests tools benchmarks
+PYTEST = $(BIN)/python -m pytest --durations=15 $(if $(LONG),,-m "not long")
 COOKBOOK := $(BIN)/nim-cookbook
 NEED_PYTHON = command -v $(PYTHON) >/dev/null || { echo "Error: $(PYTHON) was not found: install Python 3.11, 3.12 or 3.13, or name it with \`make PYTHON=/path/to/python ...\`." >&2; exit 2; }
 BOOTSTRAP = @$(NEED_PYTHON); $(PYTHON) tools/bootstrap.py --venv $(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage lint crds lab serve fetch notebooks pdfs screenshot pipelines bench constraints wheel clean setup setup-dev
+.PHONY: help run test test-all test-code test-recipes coverage lint crds lab serve fetch notebooks pdfs screenshot pipelines bench constraints wheel clean setup setup-dev
 
 help: ## Show this list
 	@echo "make TARGET, with TARGET one of:"
@@ -39,14 +46,29 @@ setup-dev:
 run: setup ## Execute the recipes from beginning to end (RECIPES="01 02", ENDPOINTS=hosted)
 	@$(COOKBOOK) run $(RECIPES) $(if $(ENDPOINTS),--endpoints $(ENDPOINTS)) $(PORTS)
 
-test: setup-dev ## Lint, unit tests, contract tests and notebook tests
-	@$(BIN)/python tools/run_tests.py $(PYTEST_ARGS)
+test: setup-dev ## What every commit must pass: lint, tests, each recipe once
+	@$(MAKE) --no-print-directory --keep-going lint test-code test-recipes
 
-coverage: setup-dev ## Which lines of utils/ the unit and contract tests execute
-	@$(BIN)/python tools/run_tests.py --coverage $(PYTEST_ARGS)
+test-all: setup-dev ## The long run: kills, trainings, every notebook alone, every lying server
+	@$(MAKE) --no-print-directory --keep-going lint test-code test-recipes LONG=1
+
+# A few wait while others compute: three processes for two cores.
+test-code: setup-dev ## Unit tests, and contract tests with the vendors' own clients
+	$(PYTEST) tests/unit tests/contract -n 3 --dist loadgroup $(PYTEST_ARGS) $(NONE)
+
+test-recipes: setup-dev ## Each recipe, executed with nbmake
+	$(PYTEST) tests/notebooks -n 2 --dist loadgroup $(PYTEST_ARGS) $(NONE)
 
 lint: setup-dev ## Check style and types (the rules for notebooks are tests)
-	@$(BIN)/python tools/run_tests.py --only lint
+	$(BIN)/ruff check $(CODE) notebooks
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+
+coverage: setup-dev ## Which lines of utils/ the unit and contract tests execute
+	$(BIN)/coverage erase
+	$(PYTEST) tests/unit tests/contract -n 3 --dist loadgroup --cov --cov-report= $(PYTEST_ARGS)
+	$(BIN)/coverage combine --append --quiet || true # the servers write theirs after pytest has ended
+	$(BIN)/coverage report
 
 crds: ## Fetch the definitions of KEDA's and the NIM Operator's objects, to check the chart against
 	@$(NEED_PYTHON); $(PYTHON) tools/fetch_crds.py

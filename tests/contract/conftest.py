@@ -16,8 +16,8 @@ from tests.notion_server import serving
 from tests.query_service import Tap
 from tests.support import Servers, free_port_block, start_servers, stop_servers
 
-# xdist hands out whole files in this order, so that no long one is left for the end. Those that
-# compute stand beside those that wait for other processes.
+# xdist begins with these files, so that no long one is left for the end. Those that compute stand
+# beside those that wait for other processes.
 LONGEST_FIRST = (
     "test_gradient",
     "test_queue",
@@ -33,8 +33,12 @@ LONGEST_FIRST = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files that take longest first."""
+    """Keep each file's tests in one process, and put the files that take longest first."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
     place = {name: number for number, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 

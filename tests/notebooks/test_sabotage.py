@@ -22,10 +22,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # The recipes that look at what the engine in question gives.
 WATCHED_BY = {"shuffled-embeddings": "00", "reversed-ranking": "00", "fixed-answer": "01"}
 
-pytestmark = pytest.mark.slow
+EVERY_COMMIT = "shuffled-embeddings"  # the others on the long run
 
 
-@pytest.fixture(params=SABOTAGES)
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=[pytest.mark.long] if name != EVERY_COMMIT else [])
+        for name in SABOTAGES
+    ]
+)
 def sabotage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A running sabotaged server, which notebooks started from here will find."""
     base = free_port_block()

@@ -26,7 +26,7 @@ raise RuntimeError("a cell fails")
 """
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(sys.platform == "win32", reason="PostgreSQL's socket is POSIX"),
 ]
 

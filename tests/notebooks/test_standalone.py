@@ -40,7 +40,8 @@ STOPS = {
 # What pip says when no package index can be reached at all.
 OFFLINE = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ProxyError")
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("standalone")]  # one environment
+pytestmark = pytest.mark.xdist_group("standalone")  # one environment
+EVERY_COMMIT = "01"  # the others on the long run
 
 
 def attempt(*command: str | Path, **more: object) -> subprocess.CompletedProcess[str]:
@@ -142,8 +143,15 @@ def desk(tmp_path: Path) -> Desk:
 
 @pytest.mark.parametrize(
     "notebook",
-    [path for path in NOTEBOOKS if path.stem[:2] not in STOPS],
-    ids=lambda path: path.stem,
+    [
+        pytest.param(
+            path,
+            id=path.stem,
+            marks=[pytest.mark.long] if path.stem[:2] != EVERY_COMMIT else [],
+        )
+        for path in NOTEBOOKS
+        if path.stem[:2] not in STOPS
+    ],
 )
 def test_runs_alone(notebook: Path, environment: Path, desk: Desk):
     number = notebook.stem[:2]
@@ -155,6 +163,7 @@ def test_runs_alone(notebook: Path, environment: Path, desk: Desk):
         assert check(number, executed) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", STOPS)
 def test_without_its_packages_a_recipe_says_what_to_install(
     number: str, environment: Path, desk: Desk

@@ -8,7 +8,7 @@ from PIL import Image
 
 from capacity import plots as capacity_plots
 from capacity.plan import published_throughput
-from nim_cookbook import plots
+from nim_cookbook import pictures, plots
 from nim_cookbook.errors import DataError
 
 WEIGHTS = "Tiny, Q4_1 (local stand-in)"
@@ -147,14 +147,14 @@ def test_latency_against_cost_is_told_for_every_point():
 
 def test_pictures_are_small_and_have_a_width(clouds):
     vectors, kinds = clouds
-    pictures = [
+    drawn = [
         plots.split_picture(TEXT, SPLITS, "word1"),
         plots.passage_map(vectors, kinds, vectors[0], weights=WEIGHTS),
         capacity_plots.memory_plot(1000, (384, 1024, 2048), weights=WEIGHTS),
         capacity_plots.dimension_plot(1_000_000, (384, 1024, 2048, 4096)),
         capacity_plots.latency_cost_plot(published_throughput()[0], 6.88),
     ]
-    for picture in pictures:
+    for picture in drawn:
         assert len(picture.png) < pictures.MAX_PNG_BYTES
         assert 700 <= picture.width <= 1000
         assert repr(picture) == picture.alt

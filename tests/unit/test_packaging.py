@@ -9,7 +9,6 @@ import tomllib
 import zipfile
 from pathlib import Path
 
-import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -131,14 +130,13 @@ def test_help_lists_every_public_target() -> None:
     assert set(phony.split()) == set(re.findall(r"^([a-z-]+):", text, re.MULTILINE))
 
 
-@pytest.mark.slow
 def test_wheel_carries_packages_data_and_index(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
-    assert tops == {"nim_cookbook", "local_endpoints", "cookbook_cli", "rag_service"}
+    assert tops == {"nim_cookbook", "local_endpoints", "rag_service", "capacity", "cookbook_cli"}
     assert "rag_service/_pipelines/ask.yaml" in names
     assert "nim_cookbook/_data/recipes.toml" in names
     assert "nim_cookbook/_data/people/people.jsonl" in names
