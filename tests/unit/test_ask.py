@@ -391,10 +391,12 @@ def test_very_long_words_are_cut_for_the_models(session: Session) -> None:
 
 
 def test_the_chat_model_sees_three_chunks_or_as_many_as_are_asked_for(session: Session) -> None:
-    session.ask(ASKED)
-    session.ask(ASKED, "--top-k", "2")
-    shown = [prompt.partition("\n\nQuestion:")[0] for prompt in session.models.prompts]
-    assert [len(chunks.split("\n\n")) for chunks in shown] == [3, 2]
+    shown = []
+    for options in ((), ("--top-k", "2")):
+        session.ask(ASKED, *options)
+        chunks, _, _ = session.models.prompts[0].partition("\n\nQuestion:")
+        shown.append(len(chunks.split("\n\n")))
+    assert shown == [3, 2]
 
 
 # --- mistakes -------------------------------------------------------------------------------
