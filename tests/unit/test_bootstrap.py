@@ -28,7 +28,7 @@ def bootstrap(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 
 @pytest.fixture
-def pip_calls(bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+def installed(bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Environments are made for real but without pip, and nothing is installed into them."""
     calls: list[list[str]] = []
     check_call = subprocess.check_call
@@ -37,32 +37,32 @@ def pip_calls(bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[li
         return check_call([*command, "--without-pip"])
 
     monkeypatch.setattr(bootstrap.subprocess, "check_call", make_venv)
-    monkeypatch.setattr(bootstrap, "run_pip", lambda venv, arguments: calls.append(arguments))
+    monkeypatch.setattr(bootstrap, "install_packages", lambda venv, extras: calls.append(extras))
     return calls
 
 
-def test_installs_once(bootstrap: ModuleType, pip_calls: list[list[str]], tmp_path: Path) -> None:
+def test_installs_once(bootstrap: ModuleType, installed: list[list[str]], tmp_path: Path) -> None:
     arguments = ["--venv", str(tmp_path / "env"), "--extras", "notebooks,dev"]
     bootstrap.main(arguments)
     bootstrap.main(arguments)
-    assert pip_calls == [["-c", "constraints.txt", "-e", ".[notebooks,dev]"]]
+    assert installed == [["notebooks", "dev"]]
     assert Path(bootstrap.python_in(str(tmp_path / "env"))).exists()
 
 
 def test_larger_set_of_extras_will_do(
-    bootstrap: ModuleType, pip_calls: list[list[str]], tmp_path: Path
+    bootstrap: ModuleType, installed: list[list[str]], tmp_path: Path
 ) -> None:
     venv = str(tmp_path / "env")
     bootstrap.main(["--venv", venv, "--extras", "notebooks,dev"])
     bootstrap.main(["--venv", venv, "--extras", "notebooks"])
-    assert len(pip_calls) == 1
+    assert len(installed) == 1
     bootstrap.main(["--venv", venv, "--extras", "other"])
-    assert len(pip_calls) == 2
+    assert len(installed) == 2
 
 
 def test_changed_file_installs_again(
     bootstrap: ModuleType,
-    pip_calls: list[list[str]],
+    installed: list[list[str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -76,30 +76,30 @@ def test_changed_file_installs_again(
     (root / "constraints.txt").write_text("# other pins\n", encoding="utf-8")
     bootstrap.main(arguments)
     bootstrap.main(arguments)
-    assert len(pip_calls) == 2
+    assert len(installed) == 2
 
 
 def test_failed_install_is_done_again(
     bootstrap: ModuleType,
-    pip_calls: list[list[str]],
+    installed: list[list[str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fails(venv: str, arguments: list[str]) -> None:
+    def fails(venv: str, extras: list[str]) -> None:
         raise bootstrap.SetupError("no network")
 
     arguments = ["--venv", str(tmp_path / "env")]
-    works = bootstrap.run_pip
-    monkeypatch.setattr(bootstrap, "run_pip", fails)
+    works = bootstrap.install_packages
+    monkeypatch.setattr(bootstrap, "install_packages", fails)
     with pytest.raises(bootstrap.SetupError):
         bootstrap.main(arguments)
-    monkeypatch.setattr(bootstrap, "run_pip", works)
+    monkeypatch.setattr(bootstrap, "install_packages", works)
     bootstrap.main(arguments)
-    assert len(pip_calls) == 1
+    assert len(installed) == 1
 
 
 def test_two_at_once_install_once(
-    bootstrap: ModuleType, pip_calls: list[list[str]], tmp_path: Path
+    bootstrap: ModuleType, installed: list[list[str]], tmp_path: Path
 ) -> None:
     arguments = ["--venv", str(tmp_path / "env")]
     threads = [threading.Thread(target=bootstrap.main, args=(arguments,)) for _ in range(3)]
@@ -107,16 +107,16 @@ def test_two_at_once_install_once(
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(pip_calls) == 1
+    assert len(installed) == 1
 
 
 def test_moved_environment_is_made_again(
-    bootstrap: ModuleType, pip_calls: list[list[str]], tmp_path: Path
+    bootstrap: ModuleType, installed: list[list[str]], tmp_path: Path
 ) -> None:
     bootstrap.main(["--venv", str(tmp_path / "one")])
     (tmp_path / "one").rename(tmp_path / "two")
     bootstrap.main(["--venv", str(tmp_path / "two")])
-    assert len(pip_calls) == 2
+    assert len(installed) == 2
 
 
 @pytest.mark.parametrize("version", [(3, 10, 9), (3, 14, 0), (2, 7, 18)])
@@ -155,17 +155,34 @@ def test_missing_venv_module(bootstrap: ModuleType, monkeypatch: pytest.MonkeyPa
         bootstrap.check_venv_module()
 
 
-def test_pip_failure_shows_the_end_of_its_output(
-    bootstrap: ModuleType,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+def test_uv_looks_where_pip_looks(
+    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "pip.conf"
+    file.write_text(
+        "[global]\nindex-url = https://pip.example/simple\nfind-links = /one /two\n"
+        "extra-index-url = https://more.example/simple\n"
+    )
+    for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(file))
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://env.example/simple")
+    monkeypatch.setenv("UV_INDEX_STRATEGY", "first-index")
+    monkeypatch.setattr(bootstrap, "python_in", lambda venv: sys.executable)
+    found = bootstrap.uv_environment(str(tmp_path))
+    assert found["UV_DEFAULT_INDEX"] == "https://pip.example/simple"
+    assert found["UV_INDEX"] == "https://env.example/simple"
+    assert found["UV_FIND_LINKS"] == "/one,/two"
+    assert found["UV_INDEX_STRATEGY"] == "first-index"  # what the user set himself
+
+
+def test_failure_says_what_to_do(
+    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bootstrap, "python_in", lambda venv: sys.executable)
-    with pytest.raises(bootstrap.SetupError, match="pip could not install"):
-        bootstrap.run_pip(str(tmp_path), ["--no-index", "no-such-package-of-the-cookbook"])
-    assert "no-such-package-of-the-cookbook" in capfd.readouterr().err
-    assert (tmp_path / "install.log").exists()
+    monkeypatch.setattr(bootstrap, "UV", "./no-such-package-of-the-cookbook")
+    with pytest.raises(bootstrap.SetupError, match="could not install uv"):
+        bootstrap.install_packages(str(tmp_path), [])
 
 
 def test_the_script_parses_on_old_pythons() -> None:
