@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import platformdirs
 import Stemmer
 
 from nim_cookbook.corpus import THRESHOLD, Query, relevant
 from nim_cookbook.errors import DataError
+from nim_cookbook.local import cache_dir
 from nim_cookbook.scoring import contains, normalise, refuses
 
 Scores = npt.NDArray[np.float64]
@@ -309,7 +309,7 @@ def _ranx(
     """
     # ir-datasets, which ranx imports, makes folders where this says; not in the user's home.
     os.environ.setdefault(
-        "IR_DATASETS_HOME", str(platformdirs.user_cache_path("nim-cookbook") / "ir_datasets")
+        "IR_DATASETS_HOME", str(cache_dir() / "ir_datasets")
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Numba on its own casts, while it compiles
