@@ -45,8 +45,9 @@ from rich.console import Console
 from rich.progress import track
 
 from nim_cookbook import answering, corpus, data, endpoints, evaluation, finetuning, indexing
+from nim_cookbook.data import Query
 from nim_cookbook.errors import CookbookError
-from nim_cookbook.scoring import AnswerScores, score_answers
+from nim_cookbook.evaluation import AnswerEvaluation, evaluate_answers
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -87,7 +88,7 @@ def embedder(api: endpoints.Endpoints) -> indexing.Embedder:
     return component
 
 
-def people(api: endpoints.Endpoints) -> AnswerScores:
+def people(api: endpoints.Endpoints) -> AnswerEvaluation:
     """Ask the six questions of the article's pipeline; its retriever has its default `top_k`."""
     store = InMemoryDocumentStore(index="answers", shared=False)
     store.write_documents(
@@ -119,8 +120,8 @@ def people(api: endpoints.Endpoints) -> AnswerScores:
     pipeline.connect("text_embedder.embedding", "retriever.query_embedding")
     pipeline.connect("retriever.documents", "prompt_builder.documents")
     pipeline.connect("prompt_builder.prompt", "generator.messages")
-    questions = [data.Question(f"Who lives in {city}?", (name,)) for name, city in HOMES.items()]
-    questions += [data.Question(f"Where does {name} live?", (c,)) for name, c in HOMES.items()]
+    questions = [Query(city, f"Who lives in {city}?", (name,)) for name, city in HOMES.items()]
+    questions += [Query(name, f"Where does {name} live?", (c,)) for name, c in HOMES.items()]
     answers = []
     for question in each(questions, "people"):
         asked = {
@@ -128,7 +129,7 @@ def people(api: endpoints.Endpoints) -> AnswerScores:
             "prompt_builder": {"query": question.question},
         }
         answers.append(pipeline.run(asked)["generator"]["replies"][0].text or "")
-    return score_answers(questions, answers)
+    return evaluate_answers(questions, answers)
 
 
 def reading(api: endpoints.Endpoints, cases: Sequence[finetuning.Case]) -> list[str]:
@@ -169,11 +170,11 @@ def rows(queries: Sequence[corpus.Query], answers: Sequence[str]) -> Iterator[Ro
         }
 
 
-def people_rows(scores: AnswerScores) -> list[Row]:
+def people_rows(scores: AnswerEvaluation) -> list[Row]:
     """Return the score of the people, and each answer."""
     right = evaluation.proportion([row.right for row in scores.rows])
     answers = [
-        {"question": r.question.question, "answer": r.answer, "right": r.right} for r in scores.rows
+        {"question": r.query.question, "answer": r.answer, "right": r.right} for r in scores.rows
     ]
     return [{"questions": "all", "n": right.n, "right": str(right)}, *answers]
 

@@ -24,6 +24,6 @@ def test_the_articles_pipeline_answers_its_six_questions(
     monkeypatch.setenv("COOKBOOK_LOCAL_KEY", default_server.key)
     with contextlib.closing(endpoints.connect("nim")) as api:
         scores = people(api)
-    wrong = [(row.question.question, row.answer) for row in scores.rows if not row.right]
+    wrong = [(row.query.question, row.answer) for row in scores.rows if not row.right]
     assert len(wrong) <= MOST_WRONG, wrong
     assert len(scores.rows) == 2 * len(HOMES)

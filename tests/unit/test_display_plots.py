@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from capacity import plots as capacity_plots
+from capacity.load import Load
 from capacity.plan import published_throughput
 from nim_cookbook import pictures, plots
 from nim_cookbook.errors import DataError
@@ -58,11 +59,6 @@ def test_a_quote_that_is_not_there_is_told(quote):
         plots.split_picture(TEXT, SPLITS, quote)
 
 
-def test_no_settings_are_told():
-    with pytest.raises(DataError, match="no settings"):
-        plots.split_picture(TEXT, [], "word1")
-
-
 @pytest.fixture
 def clouds():
     """Two clouds that differ along one axis; the plane must show it."""
@@ -90,27 +86,6 @@ def test_near_is_decided_by_the_whole_vectors():
     assert "nearest to the question: below" in picture.alt
 
 
-def test_the_map_does_not_depend_on_the_order_or_the_sign(clouds):
-    vectors, _ = clouds
-    plane, place, kept = plots._plane(vectors, vectors[0])
-    turned, _, _ = plots._plane(vectors[::-1], vectors[0])
-    assert np.allclose(plane, turned[::-1])
-    assert np.allclose(plane[0], place)
-    assert 0 < kept < 1
-
-
-def test_the_map_needs_shapes_that_fit(clouds):
-    vectors, kinds = clouds
-    with pytest.raises(DataError, match="a kind for each"):
-        plots.passage_map(vectors, kinds[:-1], vectors[0], weights=WEIGHTS)
-    with pytest.raises(DataError, match="three vectors"):
-        plots.passage_map(vectors[:2], kinds[:2], vectors[0], weights=WEIGHTS)
-    with pytest.raises(DataError, match="shape"):
-        plots.passage_map(vectors, kinds, vectors[0, :3], weights=WEIGHTS)
-    with pytest.raises(DataError, match="at most 8 kinds"):
-        plots.passage_map(vectors, [str(n) for n in range(40)], vectors[0], weights=WEIGHTS)
-
-
 def test_memory_is_drawn_for_each_width_and_told():
     picture = capacity_plots.memory_plot(1000, (384, 1024), weights=WEIGHTS)
     assert WEIGHTS in picture.alt
@@ -119,19 +94,10 @@ def test_memory_is_drawn_for_each_width_and_told():
     assert "1024 numbers: float32 3,787,878" in picture.alt  # 16e9 / (4 * 1024 + 88 + 40)
 
 
-def test_memory_needs_passages_and_widths():
-    for wrong in ((0, [384]), (10, [])):
-        with pytest.raises(DataError, match=r"memory_plot\(\) needs"):
-            capacity_plots.memory_plot(*wrong, weights=WEIGHTS)
-
-
 def test_longer_vectors_are_drawn_and_told():
     picture = capacity_plots.dimension_plot(1000, (1024, 384))
     assert "float32: 384 numbers 1.62 MB, 1024 numbers 4.18 MB" in picture.alt
     assert "binary: 384 numbers" in picture.alt
-    for wrong in ((0, [384, 1024]), (10, [384, 384])):
-        with pytest.raises(DataError, match=r"dimension_plot\(\) needs"):
-            capacity_plots.dimension_plot(*wrong)
 
 
 def test_latency_against_cost_is_told_for_every_point():
@@ -141,8 +107,15 @@ def test_latency_against_cost_is_told_for_every_point():
     # 2 GPUs at 3.6 an hour, 51.67 tokens a second; 0.40677 s and 499 tokens of 18.58 ms.
     assert "1 request at once: first token after 0.4 s, whole answer after 9.7 s" in picture.alt
     assert "38.71 USD" in picture.alt
-    with pytest.raises(DataError, match="price above 0"):
-        capacity_plots.latency_cost_plot(published, 0)
+
+
+def test_a_load_is_told_in_words():
+    run = [Load("search", n, (0.1, 0.2, 0.3) * 4, 0, 2.0, 2.4) for n in (1, 8)]
+    picture = capacity_plots.load_plot({"one process": run}, weights=WEIGHTS, goal=0.5)
+    assert "one process, by number of clients: 1: 6.0/s, median 200 ms" in picture.alt
+    assert "8: 6.0/s" in picture.alt
+    assert "The goal for 95 % is 500 ms" in picture.alt
+    assert len(picture.png) <= pictures.MAX_PNG_BYTES
 
 
 def test_pictures_are_small_and_have_a_width(clouds):

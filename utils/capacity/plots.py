@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from capacity.prices import Published
 from capacity.sizing import ENCODINGS, RULE_OF_THUMB, bytes_per_vector, memory, most_passages
-from nim_cookbook.errors import DataError
 from nim_cookbook.pictures import (
     BLUE,
     GREEN,
@@ -20,6 +19,9 @@ from nim_cookbook.pictures import (
     finished,
 )
 from nim_cookbook.wording import count, duration, size, wrapped
+
+if TYPE_CHECKING:
+    from capacity.load import Load
 
 
 def memory_plot(
@@ -41,12 +43,7 @@ def memory_plot(
         weights: What makes the collection's vectors.
         limit: Bytes of memory to draw a line at; the usual one is a laptop's 16 GB.
         title: What is drawn.
-
-    Raises:
-        DataError: There are no passages or no dimensions.
     """
-    if passages < 1 or not dimensions:
-        raise DataError("memory_plot() needs one passage or more, and one width or more.")
     figure, axes = figure_of((9, 4.1), panels=len(dimensions))
     counts = [10**power for power in range(2, 9)]
     styles = zip(ENCODINGS, (BLUE, SKY, GREEN, ORANGE), ("-", "--", "-.", ":"), strict=True)
@@ -98,13 +95,8 @@ def dimension_plot(
         passages: How many.
         dimensions: Numbers of a vector, two lengths or more.
         title: What is drawn.
-
-    Raises:
-        DataError: There are no passages or fewer than two lengths.
     """
     widths = sorted(set(dimensions))
-    if passages < 1 or len(widths) < 2:
-        raise DataError("dimension_plot() needs one passage or more, and two lengths or more.")
     figure, axes = figure_of((7.4, 3.8))
     said = []
     for encoding, (colour, marker) in zip(ENCODINGS, STYLES, strict=False):
@@ -140,14 +132,9 @@ def latency_cost_plot(
         gpu_hour: The price of one GPU for an hour.
         currency: Of that price.
         title: What is drawn.
-
-    Raises:
-        DataError: The price is not above 0.
     """
     from matplotlib.ticker import LogLocator
 
-    if not gpu_hour > 0:
-        raise DataError(f"A GPU for {gpu_hour} an hour cannot be drawn: give a price above 0.")
     figure, axes = figure_of((7.4, 4))
     costs = [published.million(point, gpu_hour) for point in published.points]
     first = [point.ttft_ms / 1000 for point in published.points]
@@ -183,23 +170,8 @@ def latency_cost_plot(
     return finished(figure, f"Lines, both axes logarithmic. {title} ({served}). {'; '.join(said)}.")
 
 
-class LoadPoint(Protocol):
-    """What one closed load found; `capacity.load.Load` is one."""
-
-    @property
-    def clients(self) -> int | None:
-        """How many asked at the same time."""
-
-    @property
-    def per_second(self) -> float:
-        """Answers a second."""
-
-    def percentile(self, percent: float) -> float:
-        """Return the seconds within which so many per cent of the answers came."""
-
-
 def load_plot(
-    runs: Mapping[str, Sequence[LoadPoint]],
+    runs: Mapping[str, Sequence[Load]],
     *,
     weights: str,
     goal: float | None = None,
@@ -214,17 +186,10 @@ def load_plot(
         weights: What answered.
         goal: Seconds that the 95th percentile should stay below; a line is drawn there.
         title: What was loaded.
-
-    Raises:
-        DataError: There are no runs, too many, one is empty, or one is an open load.
     """
     from matplotlib.ticker import LogLocator
 
     points = [point for run in runs.values() for point in run]
-    if not 1 <= len(runs) <= len(STYLES) or not all(runs.values()):
-        raise DataError(f"load_plot() needs one to {len(STYLES)} runs, none of them empty.")
-    if any(point.clients is None for point in points):
-        raise DataError("load_plot() draws closed loads only: an open one has no clients.")
     figure, (rates, times) = figure_of((9, 4.2), panels=2, shared=False)
     said = []
     for (name, run), (colour, marker) in zip(runs.items(), STYLES, strict=False):

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
-from nim_cookbook.data import data_path
+from pydantic import ConfigDict, Field
+
+from nim_cookbook.data import Text, data_path, read_text, validated
 from nim_cookbook.errors import DataError
 from nim_cookbook.wording import count
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-    _Record = TypeVar("_Record", bound=DataclassInstance)
+Count = Annotated[int, Field(gt=0, strict=True)]
+Amount = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+Address = Annotated[str, Field(pattern="^https://")]
+Day = Annotated[date, Field(strict=True)]
+_COMPLETE = ConfigDict(extra="forbid")
 
 #: Days after which a price should be looked up again.
 STALE_AFTER = 180
@@ -28,55 +30,60 @@ STALE_AFTER = 180
 class GpuPrice:
     """A machine with GPUs; `hour` is for the whole machine."""
 
-    name: str
-    machine: str
-    gpus: int
-    hour: float
-    as_of: date
-    source: str
+    name: Text
+    machine: Text
+    gpus: Count
+    hour: Amount
+    as_of: Day
+    source: Address
+    __pydantic_config__ = _COMPLETE
 
 
 @dataclass(frozen=True, slots=True)
 class NodePrice:
     """A machine without a GPU."""
 
-    name: str
-    vcpus: int
-    memory_gib: int
-    hour: float
-    as_of: date
-    source: str
+    name: Text
+    vcpus: Count
+    memory_gib: Count
+    hour: Amount
+    as_of: Day
+    source: Address
+    __pydantic_config__ = _COMPLETE
 
 
 @dataclass(frozen=True, slots=True)
 class StoragePrice:
     """A GB (1e9 bytes) of block storage for a month."""
 
-    name: str
-    gb_month: float
-    as_of: date
-    source: str
+    name: Text
+    gb_month: Amount
+    as_of: Day
+    source: Address
+    __pydantic_config__ = _COMPLETE
 
 
 @dataclass(frozen=True, slots=True)
 class LicencePrice:
     """The licence that NIMs need in production, a GPU for a year."""
 
-    name: str
-    gpu_year: float
-    as_of: date
-    source: str
+    name: Text
+    gpu_year: Amount
+    as_of: Day
+    source: Address
+    __pydantic_config__ = _COMPLETE
 
 
 @dataclass(frozen=True, slots=True)
 class HostedPrice:
     """A million tokens of a model that somebody else runs."""
 
-    name: str
-    prompt_million: float
-    answer_million: float
-    as_of: date
-    source: str
+    name: Text
+    prompt_million: Amount
+    answer_million: Amount
+    as_of: Day
+    source: Address
+    __pydantic_config__ = _COMPLETE
 
     def month(self, queries: int, prompt_tokens: int, answer_tokens: int) -> float:
         """Return the price of a month's queries.
@@ -85,12 +92,7 @@ class HostedPrice:
             queries: How many a month has; a plan's peak does not tell that.
             prompt_tokens: Of a query with its passages.
             answer_tokens: Of an answer.
-
-        Raises:
-            DataError: A number is below 0.
         """
-        if min(queries, prompt_tokens, answer_tokens) < 0:
-            raise DataError("Queries and their tokens cannot be fewer than none: give 0 or more.")
         prompt, answer = prompt_tokens * self.prompt_million, answer_tokens * self.answer_million
         return queries * (prompt + answer) / 1e6
 
@@ -111,12 +113,13 @@ class Prices:
         hosted: Models that somebody else runs, for comparison.
     """
 
-    currency: str
-    gpus: tuple[GpuPrice, ...]
-    nodes: tuple[NodePrice, ...]
+    currency: Text
+    gpus: Annotated[tuple[GpuPrice, ...], Field(alias="gpu", min_length=1)]
+    nodes: Annotated[tuple[NodePrice, ...], Field(alias="node", min_length=1)]
     storage: StoragePrice
     licence: LicencePrice
-    hosted: tuple[HostedPrice, ...]
+    hosted: tuple[HostedPrice, ...] = ()
+    __pydantic_config__ = _COMPLETE
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> Prices:
@@ -129,20 +132,7 @@ class Prices:
             DataError: The file cannot be read, or lacks something.
         """
         file = Path(path) if path else data_path("prices/prices.toml")
-        content = _toml(file)
-        if unknown := set(content) - {"currency", "gpu", "node", "storage", "licence", "hosted"}:
-            raise DataError(f"{file.name} has an unknown part {min(unknown)!r}: remove it.")
-        currency = content.get("currency")
-        if not isinstance(currency, str) or not currency:
-            raise DataError(f'{file.name} names no currency: add a line like currency = "USD".')
-        return cls(
-            currency,
-            _records(GpuPrice, content, "gpu", file.name),
-            _records(NodePrice, content, "node", file.name),
-            _record(StoragePrice, content.get("storage"), f"[storage] in {file.name}"),
-            _record(LicencePrice, content.get("licence"), f"[licence] in {file.name}"),
-            _records(HostedPrice, content, "hosted", file.name, least=0),
-        )
+        return validated(cls, _toml(file), file.name)
 
     def all(self) -> list[Price]:
         """Return every price."""
@@ -205,10 +195,11 @@ class Prices:
 class Point:
     """One line of a published table: `concurrency` requests at once."""
 
-    concurrency: int
-    ttft_ms: float
-    itl_ms: float
-    tokens_per_second: float
+    concurrency: Count
+    ttft_ms: Amount
+    itl_ms: Amount
+    tokens_per_second: Amount
+    __pydantic_config__ = _COMPLETE
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,17 +220,18 @@ class Published:
         points: By rising concurrency.
     """
 
-    model: str
-    version: str
-    gpu: str
-    gpus: int
-    hardware: str
-    precision: str
-    prompt_tokens: int
-    answer_tokens: int
-    as_of: date
-    source: str
-    points: tuple[Point, ...]
+    model: Text
+    version: Text
+    gpu: Text
+    gpus: Count
+    hardware: Text
+    precision: Text
+    prompt_tokens: Count
+    answer_tokens: Count
+    as_of: Day
+    source: Address
+    points: Annotated[tuple[Point, ...], Field(min_length=1)]
+    __pydantic_config__ = _COMPLETE
 
     def seconds(self, point: Point) -> float:
         """Return how long a whole answer takes."""
@@ -265,11 +257,22 @@ def published_throughput(path: str | Path | None = None) -> tuple[Published, ...
         DataError: The file cannot be read, or lacks something.
     """
     file = Path(path) if path else data_path("prices/throughput.toml")
-    return _records(Published, _toml(file), "chat", file.name)
+    return validated(_Throughput, _toml(file), file.name).chat
 
 
-def _named(prices: Iterable[_Record], name: str) -> _Record:
-    listed = {getattr(price, "name", ""): price for price in prices}
+@dataclass(frozen=True, slots=True)
+class _Throughput:
+    """The file of `published_throughput`."""
+
+    chat: tuple[Published, ...]
+    __pydantic_config__ = _COMPLETE
+
+
+_Named = TypeVar("_Named", GpuPrice, NodePrice)
+
+
+def _named(prices: Iterable[_Named], name: str) -> _Named:
+    listed = {price.name: price for price in prices}
     if name not in listed:
         raise DataError(f"There is no price of {name!r}: those listed are {', '.join(listed)}.")
     return listed[name]
@@ -277,50 +280,6 @@ def _named(prices: Iterable[_Record], name: str) -> _Record:
 
 def _toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return tomllib.loads(read_text(path))
+    except tomllib.TOMLDecodeError as error:
         raise DataError(f"{path.name} cannot be read ({error}): correct it.") from None
-
-
-def _records(
-    kind: type[_Record], content: Mapping[str, Any], part: str, file: str, *, least: int = 1
-) -> tuple[_Record, ...]:
-    entries = content.get(part, [])
-    if not isinstance(entries, list) or len(entries) < least:
-        raise DataError(f"{file} has no [[{part}]]: add one.")
-    return tuple(
-        _record(kind, entry, f"[[{part}]] number {number} in {file}")
-        for number, entry in enumerate(entries, 1)
-    )
-
-
-def _record(kind: type[_Record], entry: object, where: str) -> _Record:
-    """Return a record of a file's entry, each field of the type that the class asks for."""
-    if not isinstance(entry, Mapping):
-        raise DataError(f"{where} is missing: add it.")
-    wanted = {field.name: str(field.type) for field in fields(kind)}
-    if unlike := sorted(set(entry) ^ set(wanted)):
-        verb = "lacks" if unlike[0] in wanted else "has an unknown"
-        raise DataError(f"{where} {verb} {unlike[0]!r}: correct it.")
-    return kind(
-        **{name: _value(entry[name], kind, f"{name} of {where}") for name, kind in wanted.items()}
-    )
-
-
-def _value(value: object, kind: str, where: str) -> object:
-    """Return a file's value as a field's type, which `from __future__` gives as a text."""
-    if kind.startswith("tuple") and isinstance(value, list) and value:
-        return tuple(_record(Point, point, where) for point in value)
-    if kind == "date" and type(value) is date:
-        return value
-    if kind == "str" and isinstance(value, str) and value:
-        if where.startswith("source of") and not value.startswith("https://"):
-            raise DataError(f"{where} is {value!r}: give an address that begins with https://.")
-        return value
-    number = isinstance(value, int) or (kind == "float" and isinstance(value, float))
-    if kind in ("int", "float") and number and not isinstance(value, bool):
-        amount: float = value  # type: ignore[assignment]
-        if amount > 0 and math.isfinite(amount):
-            return amount
-    what = {"str": "a text", "date": "a day", "int": "a whole number above 0"}.get(kind)
-    raise DataError(f"{where} is {value!r}: give {what or 'a number above 0'}.")

@@ -15,8 +15,7 @@ measures the same in that engine.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +24,6 @@ from nim_cookbook.errors import DataError
 
 Encoding = Literal["float32", "float16", "int8", "binary"]
 Vectors = npt.NDArray[np.float32]
-Places = npt.NDArray[np.intp]
 
 ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 #: Links of a node in Qdrant's graph (its default); the lowest layer has twice as many.
@@ -47,7 +45,6 @@ _ALIGNED, _SCORE_CONSTANT = 16, 4
 _ID_ON_DISK = (1 + 4 + 16) + 8
 _PAYLOAD_POINTER, _PAYLOAD_BLOCK = 16, 128
 _LEVELS = 127  # the highest code: Qdrant's int8 uses seven bits
-_BLOCK = 2_000_000  # scores or bytes held at once
 
 
 def bytes_per_vector(dimensions: int, encoding: Encoding = "float32") -> int:
@@ -60,9 +57,11 @@ def bytes_per_vector(dimensions: int, encoding: Encoding = "float32") -> int:
     Raises:
         DataError: The encoding is unknown, or there is not at least one dimension.
     """
-    _known(encoding)
-    if dimensions < 1:
-        raise DataError(f"A vector of {dimensions} numbers is impossible: give 1 or more.")
+    if dimensions < 1 or encoding not in ENCODINGS:
+        raise DataError(
+            f"A vector of {dimensions} numbers in {encoding!r} is impossible: give 1 or more, and "
+            f"one of {', '.join(ENCODINGS)}."
+        )
     if encoding == "binary":
         return -(-dimensions // 8)  # the last byte may be half empty
     return dimensions * {"float32": 4, "float16": 2, "int8": 1}[encoding]
@@ -81,12 +80,7 @@ def graph_bytes(passages: int, m: int = HNSW_M) -> int:
     Args:
         passages: How many vectors the graph holds.
         m: Links of a node in the other layers.
-
-    Raises:
-        DataError: There is less than one vector, or less than one link.
     """
-    if passages < 1 or m < 1:
-        raise DataError(f"A graph of {passages} vectors with m={m} is impossible: give 1 or more.")
     return -(-2 * m * max(8, (passages - 1).bit_length()) // 8)
 
 
@@ -103,7 +97,7 @@ def memory(passages: int, dimensions: int, encoding: Encoding = "float32") -> in
         encoding: How they are kept; see `bytes_per_vector`.
 
     Raises:
-        DataError: As for `bytes_per_vector` and `graph_bytes`.
+        DataError: As for `bytes_per_vector`.
     """
     vector = _stored_bytes(dimensions, encoding)
     return passages * (vector + graph_bytes(passages) + ID_BYTES)
@@ -136,143 +130,12 @@ def disk(passages: int, dimensions: int, encoding: Encoding, text_bytes: int) ->
         dimensions: How many numbers each vector has.
         encoding: See `bytes_per_vector`.
         text_bytes: UTF-8 bytes of a passage's text and meta data.
-
-    Raises:
-        DataError: As for `memory`, or the text has less than no bytes.
     """
-    if text_bytes < 0:
-        raise DataError(f"A text of {text_bytes} bytes is impossible: give 0 or more.")
     vector = bytes_per_vector(dimensions, "float16" if encoding == "float16" else "float32")
     if encoding in ("int8", "binary"):
         vector += _stored_bytes(dimensions, encoding)
     payload = _PAYLOAD_POINTER + -(-text_bytes // _PAYLOAD_BLOCK) * _PAYLOAD_BLOCK
     return passages * (vector + graph_bytes(passages) + _ID_ON_DISK + payload)
-
-
-@dataclass(frozen=True, slots=True)
-class Quantised:
-    """Vectors in one of the encodings.
-
-    Attributes:
-        encoding: How they are kept.
-        codes: What is kept, one row a vector; shape (n, dimensions), or for `binary` (n, bytes).
-        low: Value of the lowest code of `int8`, for all dimensions or for each.
-        high: Value of its highest code.
-    """
-
-    encoding: Encoding
-    codes: npt.NDArray[Any]
-    low: Vectors
-    high: Vectors
-
-    @property
-    def bytes_per_vector(self) -> int:
-        """The bytes that one vector takes, counted in the array itself."""
-        return self.codes.nbytes // len(self.codes)
-
-    def scores(self, queries: Vectors) -> Vectors:
-        """Return how close each vector is to each query, shape (queries, n); more is closer.
-
-        Queries of `float16` and `int8` stay as they are (Qdrant rounds those of `int8` as well),
-        those of `binary` become bits, and the score counts the bits that agree.
-        """
-        if self.encoding == "binary":
-            return -_hamming(np.packbits(queries > 0, axis=1), self.codes)
-        decoded: Vectors = self.codes.astype(np.float32)
-        if self.encoding == "int8":
-            decoded = decoded * ((self.high - self.low) / np.float32(_LEVELS)) + self.low
-        scores: Vectors = queries @ decoded.T
-        return scores
-
-
-def quantise(
-    vectors: Vectors,
-    encoding: Encoding,
-    *,
-    quantile: float = 0.99,
-    per_dimension: bool = False,
-) -> Quantised:
-    """Encode vectors.
-
-    Args:
-        vectors: Shape (n, dimensions); of length 1 if their scores are to be cosines.
-        encoding: See `bytes_per_vector`.
-        quantile: The share of all values inside the range that `int8` divides into levels; those
-            outside are cut to its ends. 1 takes the range from the smallest to the largest.
-        per_dimension: Whether every dimension has a range of its own.
-
-    Raises:
-        DataError: There are no vectors, the quantile is not above 0 and at most 1, or the encoding
-            is unknown.
-    """
-    _known(encoding)
-    if vectors.ndim != 2 or not vectors.size:
-        raise DataError("There are no vectors to encode: give an array of shape (n, dimensions).")
-    if not 0 < quantile <= 1:
-        raise DataError(f"The quantile is {quantile}: give a share above 0 and at most 1.")
-    low, high = np.zeros(1, np.float32), np.ones(1, np.float32)
-    if encoding == "binary":
-        codes: npt.NDArray[Any] = np.packbits(vectors > 0, axis=1)
-    elif encoding == "int8":
-        ends = [(1 - quantile) / 2, (1 + quantile) / 2]
-        low, high = np.quantile(vectors, ends, axis=0 if per_dimension else None).astype(np.float32)
-        width = np.where(high > low, high - low, 1)  # a dimension in which nothing varies
-        codes = np.rint(np.clip((vectors - low) / width, 0, 1) * _LEVELS).astype(np.int8)
-    else:
-        codes = vectors.astype(encoding)
-    return Quantised(encoding, codes, np.atleast_1d(low), np.atleast_1d(high))
-
-
-def search(
-    queries: Vectors,
-    kept: Quantised,
-    k: int = 10,
-    *,
-    full: Vectors | None = None,
-    oversampling: float = 1,
-) -> Places:
-    """Return the places of the k vectors closest to each query, best first; shape (queries, k).
-
-    Every vector is looked at. With `full`, the best `oversampling * k` by their codes are scored
-    again by the full vectors, as Qdrant does with `rescore`. Of equal scores the earlier vector
-    comes first.
-
-    Args:
-        queries: Shape (queries, dimensions).
-        kept: The encoded vectors.
-        k: How many to return, or as many as there are.
-        full: The vectors before encoding, in the same order.
-        oversampling: How many times k to take for the second scoring; 1 or more.
-
-    Raises:
-        DataError: k or the oversampling is below 1.
-    """
-    if k < 1 or oversampling < 1:
-        raise DataError(f"k is {k} and oversampling {oversampling}: both must be 1 or more.")
-    if full is None:
-        return _best(kept.scores(queries), k)
-    candidates = _best(kept.scores(queries), round(k * oversampling))
-    candidates.sort(axis=1)  # so that equal scores keep the order of the vectors
-    again = np.stack(
-        [full[places] @ query for places, query in zip(candidates, queries, strict=True)]
-    )
-    return np.take_along_axis(candidates, _best(again, k), axis=1)
-
-
-def recall(found: Places, wanted: Places) -> float:
-    """Return the share of the wanted places that were found, as the mean over the queries.
-
-    Args:
-        found: Shape (queries, any).
-        wanted: What the exact search returns, shape (queries, k).
-
-    Raises:
-        DataError: The two are about different numbers of queries, or about none.
-    """
-    if len(found) != len(wanted) or not wanted.size:
-        raise DataError("Recall needs what was found and what was wanted for the same queries.")
-    pairs = zip(found, wanted, strict=True)
-    return float(np.mean([np.isin(right, left).mean() for left, right in pairs]))
 
 
 def compare(
@@ -281,9 +144,9 @@ def compare(
     """Return what each encoding saves and what it costs, a row each.
 
     A row has the encoding, its bytes a vector, how many times fewer these are than with `float32`,
-    the recall@k of its search against the exact one, and the same with the best `oversampling * k`
-    scored again by the full vectors. (With an oversampling of 1 scoring again cannot change which k
-    are found, so that column is the search by the codes alone.)
+    and the recall@k of its search against the exact one: by the codes alone, and with the best
+    `oversampling * k` scored again by the full vectors. (What is scored again is found if it is
+    among these at all, so that nothing has to be scored.)
 
     Args:
         vectors: Shape (n, dimensions), float32, of length 1.
@@ -291,27 +154,39 @@ def compare(
         k: How many are looked for.
         oversampling: The factors to try.
     """
-    exact = search(queries, quantise(vectors, "float32"), k)
-    variants: list[tuple[str, Quantised]] = [
-        ("float32", quantise(vectors, "float32")),
-        ("float16", quantise(vectors, "float16")),
-        ("int8, one range", quantise(vectors, "int8")),
-        ("int8, a range a dimension", quantise(vectors, "int8", per_dimension=True)),
-        ("binary", quantise(vectors, "binary")),
+    exact = np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :k]
+    signs = np.where(queries > 0, 1, -1).astype(np.float32)
+    variants: list[tuple[str, Encoding, Vectors, Vectors]] = [
+        ("float32", "float32", queries, vectors),
+        ("float16", "float16", queries, vectors.astype(np.float16).astype(np.float32)),
+        ("int8, one range", "int8", queries, _int8(vectors, None)),
+        ("int8, a range a dimension", "int8", queries, _int8(vectors, 0)),
+        ("binary", "binary", signs, np.where(vectors > 0, 1, -1).astype(np.float32)),
     ]
     rows: list[dict[str, object]] = []
-    for name, kept in variants:
+    for name, encoding, asked, kept in variants:
+        size = bytes_per_vector(vectors.shape[1], encoding)
         row: dict[str, object] = {
             "encoding": name,
-            "bytes a vector": kept.bytes_per_vector,
-            "times smaller": vectors[0].nbytes // kept.bytes_per_vector,
+            "bytes a vector": size,
+            "times smaller": vectors[0].nbytes // size,
         }
+        order = np.argsort(-(asked @ kept.T), axis=1, kind="stable")
         for factor in oversampling:
             title = f"recall@{k}" if factor == 1 else f"rescored, {factor:g} x {k}"
-            found = search(queries, kept, k, full=vectors, oversampling=factor)
-            row[title] = f"{recall(found, exact):.3f}"
+            pairs = zip(exact, order[:, : round(k * factor)], strict=True)
+            row[title] = f"{np.mean([np.isin(*pair).mean() for pair in pairs]):.3f}"
         rows.append(row)
     return rows
+
+
+def _int8(vectors: Vectors, axis: int | None) -> Vectors:
+    """Round vectors to 128 levels between the quantiles that leave 1 % of the values outside."""
+    low, high = np.quantile(vectors, [0.005, 0.995], axis=axis).astype(np.float32)
+    width = np.where(high > low, high - low, np.float32(1))  # 1 where nothing varies
+    levels = np.rint(np.clip((vectors - low) / width, 0, 1) * _LEVELS)
+    rounded: Vectors = (levels * (width / np.float32(_LEVELS)) + low).astype(np.float32)
+    return rounded
 
 
 def _stored_bytes(dimensions: int, encoding: Encoding) -> int:
@@ -321,25 +196,3 @@ def _stored_bytes(dimensions: int, encoding: Encoding) -> int:
         return plain
     filled = -(-plain // _ALIGNED) * _ALIGNED
     return filled + (_SCORE_CONSTANT if encoding == "int8" else 0)
-
-
-def _best(scores: npt.NDArray[Any], k: int) -> Places:
-    return np.argsort(-scores, axis=1, kind="stable")[:, :k]
-
-
-def _hamming(queries: npt.NDArray[np.uint8], codes: npt.NDArray[np.uint8]) -> Vectors:
-    """Return how many bits differ, shape (queries, n)."""
-    block = max(1, _BLOCK // codes.size)
-    parts = [
-        np.bitwise_count(queries[start : start + block, None] ^ codes).sum(axis=2, dtype=np.float32)
-        for start in range(0, len(queries), block)
-    ]
-    return np.concatenate(parts)
-
-
-def _known(encoding: str) -> None:
-    if encoding not in ENCODINGS:
-        raise DataError(
-            f"There is no encoding {encoding!r}: use one of {', '.join(ENCODINGS[:-1])} or "
-            f"{ENCODINGS[-1]}."
-        )

@@ -17,8 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cookbook_cli.recipes import Recipe
+from nim_cookbook.wording import MEASURE_MIME
 
-MEASURE_MIME = "application/vnd.nim-cookbook.measure+json"
 VERSIONED = (
     "haystack-ai",
     "nvidia-haystack",

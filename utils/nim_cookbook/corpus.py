@@ -11,17 +11,22 @@ Evaluation of Information Retrieval Models", NeurIPS 2021).
 
 from __future__ import annotations
 
+import csv
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from nim_cookbook.data import data_path, read_jsonl
+from pydantic import Field
+
+from nim_cookbook.data import Evidence as Evidence
+from nim_cookbook.data import Query as Query
+from nim_cookbook.data import Text, data_path, numbered_records, read_text, validated
 from nim_cookbook.errors import DataError
+from nim_cookbook.markup import page_words, parsed_page, split_front_matter
 
 #: A passage is relevant when it holds this share of a quote's words in a row. At one half, a quote
 #: that a splitter cuts in two still has a relevant passage: the one with the longer piece.
@@ -30,9 +35,6 @@ THRESHOLD = 0.5
 SPLITS = ("train", "dev", "test")
 
 _FORMATS = {".md": "md", ".txt": "txt", ".html": "html", ".htm": "html"}
-_KEYS = ("id", "title", "kind", "format", "date", "batch", "split", "supersedes", "withdraws")
-_FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
-_PAIR = re.compile(r"([A-Za-z_][\w-]*):[ \t]*(.*)")
 _WORD = re.compile(r"\w+")
 
 
@@ -43,6 +45,7 @@ class Source:
     Attributes:
         id: Its name; unique in the collection.
         title: Its title, or the file's name.
+        text: The body: Markdown or plain text; of HTML the words, a line to a block.
         kind: What it is, such as `policy`; empty where the collection does not say.
         format: `md`, `txt`, `html`, or `pdf` where a PDF is built from the text.
         date: Its date, ISO; empty where the collection does not say.
@@ -50,19 +53,18 @@ class Source:
         split: The questions that may ask about it: `train`, `dev`, `test`, or empty.
         supersedes: The document that it updates, if any.
         withdraws: The document that it takes out of force, if any.
-        text: The body: Markdown or plain text; of HTML the words, a line to a block.
     """
 
     id: str
     title: str
-    kind: str
-    format: str
-    date: str
-    batch: str
-    split: str
-    supersedes: str | None
-    withdraws: str | None
     text: str
+    kind: str = ""
+    format: str = "txt"
+    date: str = ""
+    batch: str = "initial"
+    split: str = ""
+    supersedes: str | None = None
+    withdraws: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,47 +90,6 @@ class CompanyFile:
     batch: str
     supersedes: str | None
     withdraws: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What answers a question: words of a document.
-
-    Attributes:
-        document: The document's id.
-        quote: Its words, verbatim; empty when all of the document is judged, as in BEIR.
-        grade: How relevant, from 1 up; above 1 only in graded collections.
-    """
-
-    document: str
-    quote: str = ""
-    grade: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """A question with its references and judgements.
-
-    Attributes:
-        id: Its name; unique in its split.
-        question: The question.
-        answers: Reference answers, any of which is right; empty where there are none.
-        kind: What makes it hard, such as `paraphrase`; empty where the collection does not say.
-        evidence: The words that answer it, all of which a perfect retriever finds.
-        split: `train`, `dev`, `test`, or empty.
-    """
-
-    id: str
-    question: str
-    answers: tuple[str, ...]
-    kind: str
-    evidence: tuple[Evidence, ...]
-    split: str = ""
-
-    @property
-    def answerable(self) -> bool:
-        """Whether the documents hold the answer."""
-        return bool(self.answers or self.evidence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,13 +207,19 @@ def company_files(*batches: str) -> list[CompanyFile]:
         DataError: There is no batch of that name, or a file is missing or malformed.
     """
     sources = _sources(data_path("company/documents")).values()
-    known = sorted({source.batch for source in sources}, key=_batch_order)
-    for batch in batches:
-        if batch not in known:
-            raise DataError(f"There is no batch {batch!r}: the batches are {', '.join(known)}.")
+    known = sorted({source.batch for source in sources}, key=lambda b: (b != "initial", b))
+    if unknown := [batch for batch in batches if batch not in known]:
+        raise DataError(f"There is no batch {unknown[0]!r}: the batches are {', '.join(known)}.")
     wanted = [source for source in sources if source.batch in (batches or known)]
-    wanted.sort(key=lambda source: (_batch_order(source.batch), source.id))
-    return [_company_file(source) for source in wanted]
+    wanted.sort(key=lambda source: (known.index(source.batch), source.id))
+    return [
+        CompanyFile(
+            s.id,
+            data_path(f"company/{'pdf' if s.format == 'pdf' else 'documents'}/{s.id}.{s.format}"),
+            *(s.title, s.kind, s.date, s.batch, s.supersedes, s.withdraws),
+        )
+        for s in wanted
+    ]
 
 
 def load_folder(folder: str | Path) -> Collection:
@@ -268,17 +235,24 @@ def load_folder(folder: str | Path) -> Collection:
         DataError: The folder has no such files, or a file or line is malformed.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"There is no folder {str(folder)!r}: give one that holds your files.")
     sources = _sources(folder)
     if not sources:
-        raise DataError(f"The folder {str(folder)!r} holds no .md, .txt or .html files.")
+        raise DataError(f"There is no folder {str(folder)!r} with .md, .txt or .html files.")
     questions = folder / "questions.jsonl"
     queries = _queries(questions, sources) if questions.is_file() else []
     return Collection(tuple(sources.values()), tuple(queries))
 
 
-def load_beir(folder: str | Path, *, strict: bool = True) -> Collection:
+@dataclass(frozen=True, slots=True)
+class _BeirText:
+    """A line of `corpus.jsonl` or `queries.jsonl`."""
+
+    id: Annotated[Text, Field(alias="_id")]
+    text: str
+    title: str = ""
+
+
+def load_beir(folder: str | Path) -> Collection:
     """Return a collection in BEIR's layout.
 
     `corpus.jsonl` (`_id`, `title`, `text`), `queries.jsonl` (`_id`, `text`) and `qrels/*.tsv`
@@ -287,52 +261,42 @@ def load_beir(folder: str | Path, *, strict: bool = True) -> Collection:
 
     Args:
         folder: The folder that holds the three.
-        strict: Whether a judgement of an unknown query or document is an error; otherwise it is
-            left out.
 
     Raises:
         DataError: A file is missing or a line malformed.
     """
     folder = Path(folder)
-    sources: dict[str, Source] = {}
-    for where, record in _lines(folder / "corpus.jsonl"):
-        name = _text(record, "_id", where)
-        if name in sources:
-            raise DataError(f"{where}: the document id {name!r} is used a second time.")
-        text = _text(record, "text", where, empty=True)
-        title = _text(record, "title", where, default="")
-        sources[name] = Source(name, title, "", "txt", "", "initial", "", None, None, text)
-    questions: dict[str, str] = {}
-    for where, record in _lines(folder / "queries.jsonl"):
-        name = _text(record, "_id", where)
-        if name in questions:
-            raise DataError(f"{where}: the query id {name!r} is used a second time.")
-        questions[name] = _text(record, "text", where)
-    files = sorted((folder / "qrels").glob("*.tsv"))
-    if not files:
-        raise DataError(f"The folder {str(folder / 'qrels')!r} holds no .tsv files of judgements.")
+    documents = _beir_texts(folder / "corpus.jsonl")
+    asked = _beir_texts(folder / "queries.jsonl")
     queries = []
-    for path in files:
-        grades: dict[str, dict[str, int]] = {}
-        for where, query, document, grade in _judgements(path):
-            if query not in questions or document not in sources:
-                what = f"query {query!r}" if query not in questions else f"document {document!r}"
-                if strict:
-                    raise DataError(f"{where}: there is no {what} in the collection.")
-            elif grade > 0:
-                grades.setdefault(query, {})[document] = grade
+    for path in sorted((folder / "qrels").glob("*.tsv")):
+        evidence: dict[str, list[Evidence]] = {}
+        for number, row in enumerate(csv.reader(read_text(path).splitlines(), "excel-tab"), 1):
+            if number == 1 and not row[-1:][0].strip().lstrip("-").isdigit():
+                continue  # the header
+            try:
+                query, document, grade = row
+                if int(grade) > 0:
+                    entry = Evidence(documents[document].id, "", int(grade))
+                    evidence.setdefault(asked[query].id, []).append(entry)
+            except (ValueError, KeyError) as error:
+                raise DataError(
+                    f"Line {number} of {path.name} is no judgement of a query and a document of "
+                    f"this collection ({error})."
+                ) from None
         queries += [
-            Query(
-                query,
-                questions[query],
-                (),
-                "",
-                tuple(Evidence(document, "", grade) for document, grade in graded.items()),
-                path.stem,
-            )
-            for query, graded in grades.items()
+            Query(name, asked[name].text, evidence=tuple(found), split=path.stem)
+            for name, found in evidence.items()
         ]
-    return Collection(tuple(sources.values()), tuple(queries))
+    if not queries:
+        raise DataError(f"The folder {str(folder / 'qrels')!r} holds no judgements in .tsv files.")
+    sources = (Source(line.id, line.title, line.text) for line in documents.values())
+    return Collection(tuple(sources), tuple(queries))
+
+
+def _beir_texts(path: Path) -> dict[str, _BeirText]:
+    lines = (validated(_BeirText, record, where) for where, record in numbered_records(path))
+    return {line.id: line for line in lines}
 
 
 def _sources(folder: Path) -> dict[str, Source]:
@@ -349,38 +313,20 @@ def _sources(folder: Path) -> dict[str, Source]:
     return sources
 
 
-def _batch_order(batch: str) -> tuple[bool, str]:
-    return batch != "initial", batch
-
-
-def _company_file(source: Source) -> CompanyFile:
-    folder = "pdf" if source.format == "pdf" else "documents"
-    return CompanyFile(
-        id=source.id,
-        path=data_path(f"company/{folder}/{source.id}.{source.format}"),
-        title=source.title,
-        kind=source.kind,
-        date=source.date,
-        batch=source.batch,
-        supersedes=source.supersedes,
-        withdraws=source.withdraws,
-    )
-
-
 def _source(path: Path, name: str) -> Source:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{name} cannot be read as UTF-8 text ({error}).") from None
+    text = read_text(path)
     kind = _FORMATS[path.suffix.lower()]
     meta: dict[str, str] = {}
     if kind == "html":
-        meta, text = _read_html(text)
+        page = parsed_page(text)
+        meta, text = page.meta, page_words(page)
+        meta.setdefault("title", page.title)
     elif kind == "md":
-        meta, text = _read_markdown(text)
+        meta, text = split_front_matter(text)
     return Source(
         id=meta.get("id") or name,
         title=meta.get("title") or path.stem,
+        text=text,
         kind=meta.get("kind", ""),
         format=meta.get("format") or kind,
         date=meta.get("date", ""),
@@ -388,160 +334,24 @@ def _source(path: Path, name: str) -> Source:
         split=meta.get("split", ""),
         supersedes=meta.get("supersedes") or None,
         withdraws=meta.get("withdraws") or None,
-        text=text,
     )
-
-
-def _read_markdown(text: str) -> tuple[dict[str, str], str]:
-    """Split front matter off; only `key: value` lines of known keys are read."""
-    head = _FRONT_MATTER.match(text)
-    lines = [line for line in head[1].splitlines() if line.strip()] if head else []
-    pairs = [pair for line in lines if (pair := _PAIR.match(line))]
-    if head is None or not pairs or not _PAIR.match(lines[0]):
-        return {}, text  # a rule between two lines of dashes, and no front matter
-    meta = {pair[1]: pair[2].strip().strip("\"'") for pair in pairs if pair[1] in _KEYS}
-    return meta, text[head.end() :].lstrip("\r\n")
-
-
-class _Html(HTMLParser):
-    """Collects metadata and the words of a page, one line to a block."""
-
-    SKIP = frozenset({"script", "style", "template", "noscript", "title", "nav"})
-    BLOCK = re.compile(
-        r"address|article|aside|blockquote|br|dd|div|dl|dt|figcaption|figure|footer|h[1-6r]|header|"
-        r"li|main|ol|p|pre|section|table|tr|ul"
-    )
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.meta: dict[str, str] = {}
-        self.title = ""
-        self.pieces: list[str] = []
-        self._skipping: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "meta":
-            given = dict(attrs)
-            if (name := given.get("name") or "") in _KEYS:
-                self.meta[name] = given.get("content") or ""
-        elif tag in self.SKIP:
-            self._skipping.append(tag)
-        elif self.BLOCK.fullmatch(tag):
-            self.pieces.append("\n")
-        elif tag in ("td", "th"):
-            self.pieces.append(" | ")
-
-    def handle_endtag(self, tag: str) -> None:
-        if self._skipping and tag == self._skipping[-1]:
-            self._skipping.pop()
-        elif self.BLOCK.fullmatch(tag):
-            self.pieces.append("\n")
-
-    def handle_data(self, data: str) -> None:
-        if not self._skipping:
-            self.pieces.append(re.sub(r"\s+", " ", data))
-        elif self._skipping == ["title"]:
-            self.title += data
-
-
-def _read_html(text: str) -> tuple[dict[str, str], str]:
-    parser = _Html()
-    parser.feed(text)
-    parser.close()
-    lines = (
-        " ".join(line.split()).removeprefix("| ") for line in "".join(parser.pieces).split("\n")
-    )
-    parser.meta.setdefault("title", " ".join(parser.title.split()))
-    return parser.meta, "\n".join(line for line in lines if line) + "\n"
 
 
 def _queries(path: Path, sources: Mapping[str, Source], split: str = "") -> list[Query]:
     queries: dict[str, Query] = {}
-    for where, record in _lines(path):
-        number = where.split()[1]
-        name = _text(record, "id", where, default=f"q-{number}")
-        if name in queries:
-            raise DataError(f"{where}: the question id {name!r} is used a second time.")
-        answers = record.get("answers", [])
-        if not isinstance(answers, list) or not all(isinstance(a, str) and a for a in answers):
-            raise DataError(f'{where}: "answers" is no list of texts.')
-        evidence = record.get("evidence", [])
-        if not isinstance(evidence, list) or not all(isinstance(e, dict) for e in evidence):
-            raise DataError(f'{where}: "evidence" is no list of objects.')
-        queries[name] = Query(
-            id=name,
-            question=_text(record, "question", where),
-            answers=tuple(answers),
-            kind=_text(record, "kind", where, default=""),
-            evidence=tuple(_evidence(entry, sources, where) for entry in evidence),
-            split=split or _text(record, "split", where, default=""),
-        )
+    for where, record in numbered_records(path):
+        defaults = {"id": f"q-{where.split()[1]}"}
+        query = validated(Query, defaults | record | ({"split": split} if split else {}), where)
+        if query.id in queries:
+            raise DataError(f"{where}: the question id {query.id!r} is used a second time.")
+        for entry in query.evidence:
+            if entry.document not in sources:
+                raise DataError(f"{where}: there is no document {entry.document!r}.")
+            text = sources[entry.document].text
+            if entry.quote and entry.quote not in text and overlap(text, entry.quote) < 1:
+                raise DataError(
+                    f"{where}: the document {entry.document!r} does not hold the quote "
+                    f"{entry.quote!r}."
+                )
+        queries[query.id] = query
     return list(queries.values())
-
-
-def _evidence(entry: Mapping[str, Any], sources: Mapping[str, Source], where: str) -> Evidence:
-    document = _text(entry, "document", where)
-    quote = _text(entry, "quote", where, default="")
-    if document not in sources:
-        raise DataError(f"{where}: there is no document {document!r} in the collection.")
-    text = sources[document].text
-    if quote and quote not in text and overlap(text, quote) < 1:
-        raise DataError(f"{where}: the document {document!r} does not hold the quote {quote!r}.")
-    return Evidence(document, quote)
-
-
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each object of a JSONL file with the words that say where it stands."""
-    if not path.is_file():
-        raise DataError(f"There is no file {str(path)!r}.")
-    for number, record in _numbered(path):
-        yield f"Line {number} of {path.name}", record
-
-
-def _numbered(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield each object of a JSONL file with the number of its line, from 1.
-
-    Raises:
-        DataError: The file cannot be read, or a line is no JSON object.
-    """
-    records = read_jsonl(path)
-    text = path.read_text(encoding="utf-8")
-    numbers = (n for n, line in enumerate(text.split("\n"), 1) if line.strip())
-    yield from zip(numbers, records, strict=True)
-
-
-def _judgements(path: Path) -> Iterator[tuple[str, str, str, int]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path.name} cannot be read as UTF-8 text ({error}).") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"Line {number} of {path.name}"
-        cells = line.split("\t")
-        if len(cells) != 3:
-            raise DataError(f"{where}: it has {len(cells)} columns between tabs instead of three.")
-        query, document, grade = (cell.strip() for cell in cells)
-        try:
-            yield where, query, document, int(grade)
-        except ValueError:
-            if number > 1:  # the first line may be a header
-                raise DataError(f"{where}: the grade {grade!r} is no whole number.") from None
-
-
-def _text(
-    record: Mapping[str, Any],
-    key: str,
-    where: str,
-    *,
-    default: str | None = None,
-    empty: bool = False,
-) -> str:
-    value = record.get(key, default)
-    if not isinstance(value, str):
-        what = "is missing" if key not in record else "is no text"
-        raise DataError(f'{where}: "{key}" {what}.')
-    if not value.strip() and default is None and not empty:
-        raise DataError(f'{where}: "{key}" is empty.')
-    return value

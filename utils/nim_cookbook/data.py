@@ -6,29 +6,68 @@ import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from nim_cookbook.errors import DataError
 
+T = TypeVar("T")
+#: A text that is not empty, for `validated`.
+Text = Annotated[str, Field(pattern=r"\S")]
+
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """A question about a collection, with what a right answer holds.
+class Evidence:
+    """What answers a question: words of a document.
 
     Attributes:
-        question: The question.
-        answers: Reference answers, any of which is right; empty when the documents do not tell.
-        relevant: The `meta["id"]` of the documents that hold the answer.
+        document: The document's id.
+        quote: Its words, verbatim; empty when all of the document is judged, as in BEIR.
+        grade: How relevant, from 1 up; above 1 only in graded collections.
     """
 
-    question: str
-    answers: tuple[str, ...] = ()
-    relevant: tuple[str, ...] = ()
+    document: Text
+    quote: str = ""
+    grade: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A question with its references and judgements.
+
+    Attributes:
+        id: Its name; unique in its split.
+        question: The question.
+        answers: Reference answers, any of which is right; empty where there are none.
+        kind: What makes it hard, such as `paraphrase`; empty where the collection does not say.
+        evidence: The words that answer it, all of which a perfect retriever finds.
+        split: `train`, `dev`, `test`, or empty.
+    """
+
+    id: str
+    question: Text
+    answers: tuple[Text, ...] = ()
+    kind: str = ""
+    evidence: tuple[Evidence, ...] = ()
+    split: str = ""
 
     @property
     def answerable(self) -> bool:
         """Whether the documents hold the answer."""
-        return bool(self.answers)
+        return bool(self.answers or self.evidence)
+
+
+def _folder(name: str, holds: str) -> Path:
+    """Return a folder of the wheel, or of the clone, that holds a file or folder."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "_data", package.parent.parent / name):
+        if (folder / holds).exists():
+            return folder
+    raise DataError(
+        f"{holds} is missing from the installation: install the nim-rag-cookbook wheel again, or "
+        "work in a clone of the repository."
+    )
 
 
 def data_dir() -> Path:
@@ -37,14 +76,7 @@ def data_dir() -> Path:
     Raises:
         DataError: Neither the installed package nor a clone has it.
     """
-    package = Path(__file__).resolve().parent
-    for folder in (package / "_data", package.parent.parent / "data"):
-        if (folder / "people").is_dir():
-            return folder
-    raise DataError(
-        "The recipes' data is missing from the installation: install the nim-rag-cookbook wheel "
-        "again, or work in a clone of the repository."
-    )
+    return _folder("data", "people")
 
 
 def data_path(name: str) -> Path:
@@ -70,28 +102,8 @@ def recipes() -> list[dict[str, Any]]:
     Raises:
         DataError: Neither the installed package nor a clone has it.
     """
-    package = Path(__file__).resolve().parent
-    for folder in (package / "_data", package.parent.parent / "notebooks"):
-        if (folder / "recipes.toml").is_file():
-            index = tomllib.loads((folder / "recipes.toml").read_text(encoding="utf-8"))
-            return list(index["recipe"])
-    raise DataError(
-        "The index of the recipes is missing from the installation: install the nim-rag-cookbook "
-        "wheel again, or work in a clone of the repository."
-    )
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read a file of one JSON object a line; blank lines are skipped.
-
-    Raises:
-        DataError: The file cannot be read, or a line (named by its number) is no JSON object.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path.name} cannot be read ({error}): fetch the file again.") from None
-    return [_record(line, path.name, n) for n, line in enumerate(lines, 1) if line.strip()]
+    index = _folder("notebooks", "recipes.toml") / "recipes.toml"
+    return list(tomllib.loads(index.read_text(encoding="utf-8"))["recipe"])
 
 
 def people() -> list[dict[str, Any]]:
@@ -103,23 +115,75 @@ def people() -> list[dict[str, Any]]:
     return read_jsonl(data_path("people/people.jsonl"))
 
 
-def people_questions() -> list[Question]:
+def people_questions() -> list[Query]:
     """Return questions about `people()`, some of which the documents do not answer."""
+    records = read_jsonl(data_path("people/questions.jsonl"))
     return [
-        Question(
-            question=str(record["question"]),
+        Query(
+            id=f"q-{number}",
+            question=record["question"],
             answers=tuple(record["answers"]),
-            relevant=tuple(record["relevant"]),
+            evidence=tuple(Evidence(name) for name in record["relevant"]),
         )
-        for record in read_jsonl(data_path("people/questions.jsonl"))
+        for number, record in enumerate(records, 1)
     ]
 
 
-def _record(line: str, name: str, number: int) -> dict[str, Any]:
+def read_text(path: Path) -> str:
+    """Read a UTF-8 file, with or without a byte-order mark.
+
+    Raises:
+        DataError: There is no such file, or it cannot be read.
+    """
     try:
-        record = json.loads(line)
-    except ValueError:
-        record = None
-    if not isinstance(record, dict):
-        raise DataError(f"Line {number} of {name} is no JSON object: correct it or remove it.")
-    return record
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path.name} cannot be read ({error}).") from None
+
+
+def numbered_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Read a file of one JSON object a line; blank lines are skipped.
+
+    Returns:
+        Of each line its place, such as `Line 3 of questions.jsonl`, and its object.
+
+    Raises:
+        DataError: The file cannot be read, or a line is no JSON object.
+    """
+    found = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            where = f"Line {number} of {path.name}"
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = None
+            if not isinstance(record, dict):
+                raise DataError(f"{where} is no JSON object: correct it or remove it.")
+            found.append((where, record))
+    return found
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of `numbered_records` alone."""
+    return [record for _, record in numbered_records(path)]
+
+
+def validated(kind: type[T], value: object, where: str) -> T:
+    """Return a value of a file as a dataclass, whose annotations are checked by pydantic.
+
+    Args:
+        kind: A dataclass, or any type that pydantic knows.
+        value: What was read.
+        where: Its place, for the message.
+
+    Raises:
+        DataError: A field is missing, unknown or of another type; the message names the first one.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        shown = "" if first["type"] == "missing" else f", not {first['input']!r}"
+        raise DataError(f"{where}: {field!r}: {first['msg']}{shown}.") from None

@@ -15,17 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from nim_cookbook.errors import DataError
-from nim_cookbook.evaluation import RetrievalScores, same_questions
+from nim_cookbook.evaluation import AnswerEvaluation, RetrievalScores, same_questions
 from nim_cookbook.pictures import MAX_PNG_BYTES, Picture, png_width, small_png
-from nim_cookbook.scoring import AnswerScores
-from nim_cookbook.wording import count, cut
+from nim_cookbook.wording import MEASURE_MIME, count, cut
 
 if TYPE_CHECKING:
     from haystack import Pipeline
-
-# `nim-cookbook run` collects outputs of this type into its table.
-MEASURE_MIME = "application/vnd.nim-cookbook.measure+json"
 
 
 class Table:
@@ -116,14 +111,9 @@ def usage_table(usage: Mapping[str, Mapping[str, Any]], *, weights: Mapping[str,
         usage: The `usage` object of each call, by a name such as `"chat"`; nested details are
             left out.
         weights: What answered each call, by the same names.
-
-    Raises:
-        DataError: A call has no weights.
     """
     rows = []
     for name, counts in usage.items():
-        if name not in weights:
-            raise DataError(f"usage_table() needs the weights that answered {name!r}: name them.")
         rows.append(
             {
                 "call": name,
@@ -157,17 +147,17 @@ def answers_table(
     return Table(rows, f"Answers by {weights}")
 
 
-def scores_table(scores: AnswerScores, *, weights: str) -> Table:
+def scores_table(scores: AnswerEvaluation, *, weights: str) -> Table:
     """Show the answers with their verdicts; the caption sums them up.
 
     Args:
-        scores: What `score_answers` returned.
+        scores: What `evaluate_answers` returned.
         weights: What answered.
     """
     rows = (
         {
-            "question": row.question.question,
-            "expected": " / ".join(row.question.answers) or "(not in the documents)",
+            "question": row.query.question,
+            "expected": " / ".join(row.query.answers) or "(not in the documents)",
             "answer": cut(row.answer.strip(), 200),
             "correct": "yes" if row.correct else "no",
         }
@@ -372,13 +362,8 @@ def retrieval_table(
         milliseconds: Time of one question, by the same names.
         weights: What made the vectors and logits.
         caption: What was searched.
-
-    Raises:
-        DataError: There is nothing to show, or a retriever has no time.
     """
     names = same_questions(systems)
-    if missing := [name for name in names if name not in milliseconds]:
-        raise DataError(f"retrieval_table() has no time for {', '.join(missing)}: give one.")
     rows = [
         {"retriever": name}
         | {metric: str(systems[name].interval(metric)) for metric in systems[name].values}

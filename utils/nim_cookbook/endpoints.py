@@ -38,6 +38,7 @@ from nim_cookbook.errors import (
     MissingKeyError,
     UnknownModelError,
 )
+from nim_cookbook.hosts import is_loopback
 from nim_cookbook.models import ROLES, CatalogModel, Role, load_registry
 
 if TYPE_CHECKING:
@@ -178,8 +179,11 @@ class Endpoints:
         return Check([_check_row(endpoint) for endpoint in self._endpoints.values()])
 
     def close(self) -> None:
-        """Stop the local servers, if this process started them; may be called twice."""
-        local.stop()
+        """Stop the local servers that this process started, once no other connection uses them.
+
+        May be called twice.
+        """
+        local.release(self)
 
     def _get(self, role: Role) -> Endpoint:
         try:
@@ -326,7 +330,9 @@ def _local(api: Api, start: bool) -> Endpoints:
             rerank_url=url if role == "reranking" else None,
             **stand_in(url, role, server.key) or {"weights": "local weights"},
         )
-    return Endpoints("local", endpoints, server.peft_source)
+    found = Endpoints("local", endpoints, server.peft_source)
+    local.use(found)
+    return found
 
 
 def _hosted() -> Endpoints:
@@ -538,16 +544,19 @@ def _request(method: str, url: str, key: str, body: object = None) -> httpx.Resp
     keys.guard(key, url, key_variable="The key variable", url_variable=url)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     # Proxies are for the outside world; a loopback server is not behind one.
-    outside = httpx.URL(url).host not in ("127.0.0.1", "localhost", "::1")
+    outside = not is_loopback(httpx.URL(url).host)
     with httpx.Client(timeout=CALL_TIMEOUT, trust_env=outside) as client:
         return client.request(method, url, headers=headers, json=body)
 
 
 def keep_proxies_off_loopback() -> None:
-    """Add loopback to NO_PROXY where a proxy is set, or the clients would ask the proxy for it."""
+    """Add loopback to NO_PROXY where a proxy is set, or the clients would ask the proxy for it.
+
+    Of the two spellings the lower-case one hides the other, so neither is created beside the other.
+    """
     if not urllib.request.getproxies():
         return
-    for variable in ("NO_PROXY", "no_proxy"):
+    for variable in {"NO_PROXY", "no_proxy"} & os.environ.keys() or {"NO_PROXY"}:
         hosts = [h for h in os.environ.get(variable, "").split(",") if h]
         missing = [h for h in ("127.0.0.1", "localhost") if h not in hosts]
         os.environ[variable] = ",".join([*hosts, *missing])

@@ -50,10 +50,11 @@ class DataError(CookbookError):
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an exception and what led to it, each once."""
-    seen: set[int] = set()
+    """Yield an exception and what it was raised `from`.
+
+    An exception that was merely raised while another was handled may be about something else.
+    """
     current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
+    while current is not None:
         yield current
-        current = current.__cause__ or current.__context__
+        current = current.__cause__

@@ -14,25 +14,23 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import platformdirs
 import Stemmer
 
 from nim_cookbook.corpus import THRESHOLD, Query, relevant
 from nim_cookbook.errors import DataError
+from nim_cookbook.local import cache_dir
 from nim_cookbook.scoring import contains, normalise, refuses
 
 Scores = npt.NDArray[np.float64]
 
 #: An answer is supported when the passages hold this share of its words (and all its numbers).
 SUPPORT = 0.75
-
-_BLOCK = 4_000_000  # drawn indices held at once, 32 MB
 
 
 # ----------------------------------------------------------------------------------- intervals
@@ -92,7 +90,7 @@ def bootstrap(
         DataError: There are no values, or they are not one row of finite numbers.
     """
     row = _row(values)
-    return _interval(row, _means(row, resamples, seed), confidence)
+    return _resampled(row, confidence, resamples, seed)[0]
 
 
 def proportion(values: npt.ArrayLike, *, confidence: float = 0.95) -> Interval:
@@ -147,16 +145,11 @@ def paired_bootstrap(
         raise DataError(
             f"The systems have {one.size} and {two.size} scores: score both on the same questions."
         )
-    means = _means(one - two, resamples, seed)
+    # The mean of the differences is the difference of the means, so that one sample is enough.
+    interval, means = _resampled(one - two, confidence, resamples, seed)
     side = min(int((means <= 0).sum()), int((means >= 0).sum()))
-    interval = _interval(one - two, means, confidence)
-    return Difference(
-        interval.mean,
-        interval.low,
-        interval.high,
-        interval.n,
-        p=min(1.0, 2 * (side + 1) / (resamples + 1)),
-    )
+    p = min(1.0, 2 * (side + 1) / (resamples + 1))
+    return Difference(interval.mean, interval.low, interval.high, interval.n, p)
 
 
 def _row(values: npt.ArrayLike) -> Scores:
@@ -166,23 +159,22 @@ def _row(values: npt.ArrayLike) -> Scores:
     return row
 
 
-def _means(row: Scores, resamples: int, seed: int) -> Scores:
-    """Return the mean of each resample, shape (resamples,)."""
-    generator = np.random.default_rng(seed)
-    block = max(1, _BLOCK // row.size)
-    parts = [
-        row[generator.integers(row.size, size=(min(block, resamples - done), row.size))].mean(1)
-        for done in range(0, resamples, block)
-    ]
-    return np.concatenate(parts)
+def _resampled(
+    row: Scores, confidence: float, resamples: int, seed: int
+) -> tuple[Interval, Scores]:
+    """Return the percentile interval of a mean, and the mean of each resample."""
+    from scipy import stats  # takes a second to load
 
-
-def _interval(row: Scores, means: Scores, confidence: float) -> Interval:
-    tail = (1 - confidence) / 2
-    low, high = (float(end) for end in np.quantile(means, [tail, 1 - tail]))
     mean = float(row.mean())
+    if row.size == 1:  # SciPy wants two values
+        return Interval(mean, mean, mean, 1), np.full(resamples, mean)
+    found = stats.bootstrap(
+        (row,), np.mean, n_resamples=resamples, batch=1000, confidence_level=confidence,
+        method="percentile", rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    low, high = map(float, found.confidence_interval)
     # The mean of equal values and of their resamples differ in the last bit.
-    return Interval(mean, min(low, mean), max(high, mean), row.size)
+    return Interval(mean, min(low, mean), max(high, mean), row.size), found.bootstrap_distribution
 
 
 # ----------------------------------------------------------------------------------- retrieval
@@ -275,8 +267,6 @@ def score_retrieval(
 
 def same_questions(systems: Mapping[str, RetrievalScores]) -> list[str]:
     """Return the systems' names, if all were scored on the same questions."""
-    if not systems:
-        raise DataError("There are no retrievers to show: give at least one with its scores.")
     if len({tuple(query.id for query in scores.queries) for scores in systems.values()}) > 1:
         raise DataError("The retrievers were scored on different questions: use the same for all.")
     return list(systems)
@@ -308,9 +298,7 @@ def _ranx(
     ranx's own `Qrels` and `Run` are compiled anew for each length of the longest name.
     """
     # ir-datasets, which ranx imports, makes folders where this says; not in the user's home.
-    os.environ.setdefault(
-        "IR_DATASETS_HOME", str(platformdirs.user_cache_path("nim-cookbook") / "ir_datasets")
-    )
+    os.environ.setdefault("IR_DATASETS_HOME", str(cache_dir() / "ir_datasets"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Numba on its own casts, while it compiles
         from ranx import evaluate
@@ -392,6 +380,8 @@ class JudgedAnswer:
         exact: It is one of the references.
         f1: Its words against the best reference, 0 to 1.
         contains: It holds one of the references.
+        right: It does, and holds none of the other questions' but what its own question names:
+            "Giorgio and Mark live in Rome" is wrong where only Giorgio does.
         refuses: It says that it does not know.
         supported: The passages support it; None for a refusal, or where none were given.
     """
@@ -401,8 +391,14 @@ class JudgedAnswer:
     exact: bool
     f1: float
     contains: bool
+    right: bool
     refuses: bool
     supported: bool | None
+
+    @property
+    def correct(self) -> bool:
+        """The answer is right; or, where there is no reference, it refuses."""
+        return self.right if self.query.answerable else self.refuses
 
 
 @dataclass(frozen=True, slots=True)
@@ -414,42 +410,50 @@ class AnswerEvaluation:
     @property
     def exact(self) -> Interval | None:
         """Share of the answerable questions answered in the words of a reference."""
-        return self._mean(lambda row: row.exact if row.query.answerable else None)
+        return _mean(row.exact for row in self._answerable)
 
     @property
     def f1(self) -> Interval | None:
         """Mean F1 over the answerable questions."""
-        return self._mean(lambda row: row.f1 if row.query.answerable else None)
+        return _mean(row.f1 for row in self._answerable)
 
     @property
     def contains(self) -> Interval | None:
         """Share of the answerable questions whose answer holds a reference."""
-        return self._mean(lambda row: row.contains if row.query.answerable else None)
+        return _mean(row.contains for row in self._answerable)
+
+    @property
+    def right(self) -> Interval | None:
+        """Share of the answerable questions whose answer holds their own references alone."""
+        return _mean(row.right for row in self._answerable)
 
     @property
     def refused(self) -> Interval | None:
         """Share of the unanswerable questions that were refused, as they should be."""
-        return self._mean(lambda row: None if row.query.answerable else row.refuses)
+        return _mean(row.refuses for row in self.rows if not row.query.answerable)
 
     @property
     def refused_wrongly(self) -> Interval | None:
         """Share of the answerable questions that were refused without giving the reference."""
-        return self._mean(
-            lambda row: row.refuses and not row.contains if row.query.answerable else None
-        )
+        return _mean(row.refuses and not row.contains for row in self._answerable)
 
     @property
     def supported(self) -> Interval | None:
         """Share of the answers given, right or wrong, that the retrieved passages support."""
-        return self._mean(lambda row: row.supported)
+        return _mean(row.supported for row in self.rows if row.supported is not None)
 
     def of_kind(self, kind: str) -> AnswerEvaluation:
         """Return the verdicts on the questions of one kind."""
         return AnswerEvaluation(tuple(row for row in self.rows if row.query.kind == kind))
 
-    def _mean(self, value: Callable[[JudgedAnswer], float | None]) -> Interval | None:
-        values = [float(v) for v in map(value, self.rows) if v is not None]
-        return bootstrap(values) if values else None
+    @property
+    def _answerable(self) -> list[JudgedAnswer]:
+        return [row for row in self.rows if row.query.answerable]
+
+
+def _mean(values: Iterable[float]) -> Interval | None:
+    numbers = list(values)
+    return bootstrap(numbers) if numbers else None
 
 
 def evaluate_answers(
@@ -474,20 +478,29 @@ def evaluate_answers(
                 f"There are {len(queries)} questions and {len(given)} {what}: give one to each "
                 "question, in the same order."
             )
+    known = {normalise(reference) for query in queries for reference in query.answers} - {""}
     texts: Sequence[Sequence[str] | None] = passages or [None] * len(queries)
     return AnswerEvaluation(
-        tuple(
-            JudgedAnswer(
-                query,
-                answer,
-                exact=exact_match(answer, query.answers),
-                f1=token_f1(answer, query.answers),
-                contains=contains(answer, query.answers),
-                refuses=(refused := refuses(answer)),
-                supported=None
-                if refused or found is None
-                else supported(answer, found, query.question),
-            )
-            for query, answer, found in zip(queries, answers, texts, strict=True)
-        )
+        tuple(_judged(*row, known) for row in zip(queries, answers, texts, strict=True))
+    )
+
+
+def _judged(
+    query: Query, answer: str, passages: Sequence[str] | None, known: set[str]
+) -> JudgedAnswer:
+    """Judge one answer; `known` are the normalised references of all questions."""
+    own = {normalise(reference) for reference in query.answers}
+    asked, said = normalise(query.question), f" {normalise(answer)} "
+    others = any(f" {form} " in said for form in known - own if form not in asked)
+    refused, held = refuses(answer), contains(answer, query.answers)
+    unsupported = refused or passages is None
+    return JudgedAnswer(
+        query,
+        answer,
+        exact=exact_match(answer, query.answers),
+        f1=token_f1(answer, query.answers),
+        contains=held,
+        right=held and not others,
+        refuses=refused,
+        supported=None if unsupported else supported(answer, passages or (), query.question),
     )

@@ -8,19 +8,18 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from html.parser import HTMLParser
 from pathlib import Path
 
 from markdown_it import MarkdownIt
 
 from nim_cookbook.errors import DataError
 from nim_cookbook.indexing import SourceFile
+from nim_cookbook.markup import parsed_page, split_front_matter
 
 #: Endings of the files that `nim_cookbook.indexing` has converters for, in lower case.
 SUFFIXES = frozenset({".pdf", ".md", ".markdown", ".html", ".htm", ".txt"})
 # Where a file names itself; the rest is not read for it.
 _HEAD = 65_536
-_FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n.*?\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
@@ -42,11 +41,7 @@ class Folder:
 
 
 def folder_files(folder: str | Path) -> list[SourceFile]:
-    """Return the files below a folder that can be indexed; see `read_folder`.
-
-    Raises:
-        DataError: There is no such folder.
-    """
+    """Return the files below a folder that can be indexed; see `read_folder`."""
     return list(read_folder(folder).files)
 
 
@@ -103,65 +98,33 @@ def _walk(folder: Path, unreadable: list[str]) -> Iterator[Path]:
 
 def _meta(path: Path) -> dict[str, str]:
     """Return the title of a file, and its date if a page states one."""
-    title, date = "", ""
+    readable = re.sub(r"[\s_-]+", " ", path.stem).strip()
+    meta = {"title": readable[:1].upper() + readable[1:] or path.name}
     suffix = path.suffix.lower()
     if suffix in (".md", ".markdown"):
-        title = _first_heading(_head(path))
+        meta["title"] = _first_heading(_head(path)) or meta["title"]
     elif suffix in (".html", ".htm"):
-        title, date = _page_head(_head(path))
-    readable = re.sub(r"[\s_-]+", " ", path.stem).strip()
-    meta = {"title": title or readable[:1].upper() + readable[1:] or path.name}
-    return meta | ({"date": date} if date else {})
+        page = parsed_page(_head(path))
+        meta["title"] = page.title or page.heading or meta["title"]
+        if date := _ISO_DATE.match(page.meta.get("date", "")):
+            meta["date"] = date[0]
+    return meta
 
 
 def _head(path: Path) -> str:
     """Return the beginning of a text file; nothing if it cannot be read, which indexing reports."""
     try:
         with path.open("rb") as file:
-            return file.read(_HEAD).decode("utf-8", errors="replace")
+            return file.read(_HEAD).decode("utf-8-sig", errors="replace")
     except OSError:
         return ""
 
 
 def _first_heading(text: str) -> str:
     """Return the text of the first heading in Markdown."""
-    tokens = MarkdownIt().parse(_FRONT_MATTER.sub("", text))
+    tokens = MarkdownIt().parse(split_front_matter(text)[1])
     for opening, inline in itertools.pairwise(tokens):
         if opening.type == "heading_open":
             words = "".join(c.content or " " for c in inline.children or () if c.type != "image")
             return " ".join(words.split())
     return ""
-
-
-def _page_head(text: str) -> tuple[str, str]:
-    """Return the title of a page, or else its first heading, and the date in its metadata."""
-    page = _Page()
-    page.feed(text)
-    words = {tag: " ".join("".join(pieces).split()) for tag, pieces in page.texts.items()}
-    date = _ISO_DATE.match(page.date)
-    return words["title"] or words["h1"], date[0] if date else ""
-
-
-class _Page(HTMLParser):
-    """Collects the first title, the first heading and the date of a page."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.texts: dict[str, list[str]] = {"title": [], "h1": []}
-        self.date = ""
-        self._open = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        if tag == "meta" and given.get("name") == "date":
-            self.date = given.get("content") or ""
-        elif tag in self.texts and not self.texts[tag]:
-            self._open = tag
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == self._open:
-            self._open = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._open:
-            self.texts[self._open].append(data)

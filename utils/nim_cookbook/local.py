@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,7 @@ STOP_SECONDS = 10.0
 
 _lock = threading.RLock()
 _child: _Child | None = None
+_users: weakref.WeakSet[object] = weakref.WeakSet()  # connections that are not closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +84,18 @@ def cache_dir() -> Path:
     """
     chosen = os.environ.get("COOKBOOK_CACHE_DIR", "").strip()
     folder = Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("nim-cookbook")
+    return _made(folder.absolute())
+
+
+def _made(folder: Path, mode: int = 0o777) -> Path:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(
-            f"The cache folder {folder} cannot be made ({error.strerror}): set COOKBOOK_CACHE_DIR "
-            "to a folder that you may write."
+            f"The folder {folder} cannot be made ({error.strerror}): set COOKBOOK_CACHE_DIR to a "
+            "folder that you may write."
         ) from None
-    return folder.absolute()
+    return folder
 
 
 def run_dir() -> Path:
@@ -98,8 +104,7 @@ def run_dir() -> Path:
     Raises:
         ConfigurationError: The folder cannot be written.
     """
-    folder = cache_dir() / "run"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    folder = _made(cache_dir() / "run", 0o700)
     if not os.access(folder, os.W_OK):
         raise ConfigurationError(
             f"The folder {folder} cannot be written: set COOKBOOK_CACHE_DIR to a folder that you "
@@ -199,6 +204,19 @@ def ensure_running(*, start: bool = True) -> LocalServer:
             except BaseException:
                 stop()
                 raise
+
+
+def use(connection: object) -> None:
+    """Keep the servers until this connection is released or garbage-collected."""
+    _users.add(connection)
+
+
+def release(connection: object) -> None:
+    """Stop the servers if this was the last connection that uses them; may be called twice."""
+    if connection in _users:
+        _users.discard(connection)
+        if not _users:
+            stop()
 
 
 def stop() -> None:

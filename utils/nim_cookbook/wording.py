@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from textwrap import fill
 
+#: `nim-cookbook run` collects outputs of this type into its table.
+MEASURE_MIME = "application/vnd.nim-cookbook.measure+json"
+
 
 def cut(text: str, limit: int) -> str:
     """Return a text on one line, cut at `limit` characters."""

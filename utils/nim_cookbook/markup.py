@@ -1,0 +1,79 @@
+"""What Markdown and HTML files say of themselves: front matter, metadata, title, words."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import lxml.etree  # type: ignore[import-untyped]
+import lxml.html  # type: ignore[import-untyped]
+
+_FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
+_PAIR = re.compile(r"([A-Za-z_][\w-]*):[ \t]*(.*)")
+_LEFT_OUT = ("script", "style", "template", "noscript", "title", "nav")
+_BREAK = "\ue000"  # of the private use area; XML allows it, and no page holds it
+_BLOCK = re.compile(
+    r"address|article|aside|blockquote|br|dd|div|dl|dt|figcaption|figure|footer|h[1-6r]|header|"
+    r"li|main|ol|p|pre|section|table|tr|ul"
+)
+
+
+def split_front_matter(text: str) -> tuple[dict[str, str], str]:
+    """Part the front matter of a Markdown file, lines of `key: value`, from its body.
+
+    Two rules around other text are no front matter.
+    """
+    head = _FRONT_MATTER.match(text)
+    lines = [line for line in head[1].splitlines() if line.strip()] if head else []
+    if head is None or not lines or not _PAIR.match(lines[0]):
+        return {}, text
+    pairs = (pair for line in lines if (pair := _PAIR.match(line)))
+    meta = {pair[1]: pair[2].strip().strip("\"'") for pair in pairs}
+    return meta, text[head.end() :].lstrip("\r\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """An HTML page.
+
+    Attributes:
+        meta: Content of its `<meta name=...>` elements.
+        title: Its title, or an empty string.
+        heading: Its first heading of the first level, likewise.
+        root: Its root element.
+    """
+
+    meta: dict[str, str]
+    title: str
+    heading: str
+    root: Any
+
+
+def parsed_page(text: str) -> Page:
+    """Parse an HTML page; a broken or empty one gives what there is."""
+    # As bytes, because lxml refuses texts that declare an encoding.
+    parser = lxml.html.HTMLParser(encoding="utf-8")
+    root = lxml.html.document_fromstring(f"<html>{text}</html>".encode(), parser=parser)
+    meta = {m.get("name"): m.get("content") or "" for m in root.iter("meta") if m.get("name")}
+    found = (next(root.iter(tag), None) for tag in ("title", "h1"))
+    title, heading = ("" if e is None else " ".join(e.text_content().split()) for e in found)
+    return Page(meta, title, heading, root)
+
+
+def page_words(page: Page) -> str:
+    """Return the words of a page, a line to a block and a bar between the cells of a table.
+
+    The page's elements are changed on the way.
+    """
+    lxml.etree.strip_elements(page.root, lxml.etree.Comment, *_LEFT_OUT, with_tail=False)
+    for element in page.root.iter():
+        before, after = "", ""
+        if element.tag in ("td", "th"):
+            before = " | "
+        elif _BLOCK.fullmatch(str(element.tag)):
+            before = after = _BREAK
+        element.text = before + (element.text or "")
+        element.tail = after + (element.tail or "")
+    lines = (" ".join(line.split()) for line in page.root.text_content().split(_BREAK))
+    return "\n".join(line.removeprefix("| ") for line in lines if line) + "\n"
