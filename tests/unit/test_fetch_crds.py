@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 from tests.http_server import listening
-from tests.unit.chart_checks import CRD_FILES, ROOT, SETS, _rendered
+from tests.unit.chart_checks import CRD_FILES, ROOT, SETS, rendered
 
 TOOL = ROOT / "tools" / "fetch_crds.py"
 CONTENT = b"kind: CustomResourceDefinition\n"
@@ -99,7 +99,7 @@ def test_there_is_a_definition_for_each_object_of_the_operators(tool: ModuleType
     kinds = {
         f"{one['apiVersion'].partition('/')[0]}_{one['kind'].lower()}s.yaml"
         for name in SETS
-        for one in _rendered(name)
+        for one in rendered(name)
         if one["apiVersion"].startswith(("keda.sh/", "apps.nvidia.com/"))
     }
     assert kinds == {one.name for one in tool.DEFINITIONS} == set(CRD_FILES)
