@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from local_endpoints.notion import RateLimit, Workspace, build_app
+from local_endpoints.notion import Workspace, build_app
 from tests.support import serving_app
 
 TOKEN = "notion-fake-token-for-tests"
 
 
 @contextlib.contextmanager
-def serving(space: Workspace, limit: RateLimit | None = None) -> Iterator[str]:
+def serving(space: Workspace) -> Iterator[str]:
     """Serve a workspace on a free port; give its address."""
-    with serving_app(build_app(space, TOKEN, limit)) as url:
+    with serving_app(build_app(space, TOKEN)) as url:
         yield url

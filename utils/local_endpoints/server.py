@@ -119,7 +119,7 @@ class Start:
         )
         self.contents["gradient"] = f"adapters in {adapters.folder}"
         wiki = load_workspace(data_path("notion"))
-        apps["notion"] = build_notion(wiki, self.key)  # no rate limit: it would slow the recipes
+        apps["notion"] = build_notion(wiki, self.key)
         self.contents["notion"] = f"{wiki.name}, {sum(1 for _ in wiki.shared())} pages"
         return {name: apps[name] for name in PORT_OFFSETS if name in apps}
 

@@ -1,9 +1,8 @@
-"""A Haystack component that exports Notion pages, with all that lies below them, as documents.
+"""A Haystack component that exports Notion pages, and all pages below them, as documents.
 
-Around `NotionExporter` of notion-haystack, which turns pages into Markdown and was written for
-notion-client 2.5 and scripts. With this it works in Jupyter, twice in a row, with notion-client 3,
-at any base URL and within Notion's rate limit; it serialises; and a page that is not shared is left
-out instead of ending the export.
+It wraps `NotionExporter` of notion-haystack, which was written for scripts and notion-client 2.5.
+The component also works in Jupyter, with notion-client 3, at any base URL and within Notion's rate
+limit; it serialises; and it skips a page that is not shared instead of ending the export.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ from nim_cookbook.services import NOTION_TOKEN, NOTION_URL, notion_id
 
 @contextlib.contextmanager
 def _logging_untouched() -> Iterator[None]:
-    """Undo what the exporter does to logging: it makes all packages log to the notebook."""
+    """Keep the exporter's `logging.basicConfig` from making all packages log to the notebook."""
     root, client = logging.getLogger(), logging.getLogger("notion_client")
     before = client.handlers[:]
-    stopper = logging.NullHandler()  # with a handler there, basicConfig() does nothing
+    stopper = logging.NullHandler()  # basicConfig() does nothing if there is a handler
     root.addHandler(stopper)
     try:
         yield
@@ -62,7 +61,7 @@ class Skipped(TypedDict):
 
 @component
 class NotionPages:
-    """Exports Notion pages and databases, and all that lies below them, as Markdown documents.
+    """Exports Notion pages and databases, and all pages below them, as Markdown documents.
 
     Usage example:
 
@@ -79,12 +78,12 @@ class NotionPages:
         concurrency: int = 3,
         timeout: float = 60.0,
     ) -> None:
-        """Take the settings; nothing is asked yet.
+        """Take the settings; no request is sent.
 
         Args:
             token: The integration's token.
-            base_url: Where Notion's API is, without `/v1`.
-            child_pages: Whether to export what lies below the pages too.
+            base_url: Base URL of Notion's API, without `/v1`.
+            child_pages: Whether to export the pages below as well.
             concurrency: Requests at a time; Notion allows three a second on average.
             timeout: Seconds to wait for an answer.
 
@@ -131,34 +130,23 @@ class NotionPages:
 
         Returns:
             `documents`, in order of their paths, with `title`, `path`, `url`, `last_edited_time`
-            and `page_id` in their metadata; and `skipped`, what could not be read, and why.
+            and `page_id` in their metadata; and `skipped`: pages, databases and blocks that could
+            not be read, each with the reason.
 
         Raises:
-            ConfigurationError: No page is meant by an id, or the integration may not read.
+            ConfigurationError: An id is malformed, or the integration may not read.
             MissingKeyError: There is no token, or it is refused.
             EndpointUnreachable: Notion does not answer.
         """
         export = self._export(page_ids, progress)
-        # A thread of its own: a notebook's event loop runs in this one, and the exporter needs
-        # another. The context goes along, so that progress is shown below the right cell.
+        # asyncio.run() fails in a thread with a running event loop, as a notebook's is. The
+        # context tells the progress display its cell.
         with ThreadPoolExecutor(1) as pool:
             try:
                 return pool.submit(copy_context().run, export.run).result()
-            except BaseException as error:  # interrupted, perhaps: the thread must end too
+            except BaseException as error:  # KeyboardInterrupt: end the thread as well
                 export.stop(error)
                 raise
-
-    @component.output_types(documents=list[Document], skipped=list[Skipped])
-    async def run_async(
-        self, page_ids: list[str], progress: Progress | None = None
-    ) -> dict[str, Any]:
-        """Export pages, as `run` does, without holding up the event loop."""
-        export = self._export(page_ids, progress)
-        try:
-            return await asyncio.to_thread(export.run)
-        except asyncio.CancelledError as error:
-            export.stop(error)
-            raise
 
     def _export(self, page_ids: list[str], progress: Progress | None) -> _Export:
         try:
@@ -184,11 +172,11 @@ class NotionPages:
 
 
 class _Export:
-    """One run: an exporter and a client of its own, since neither outlives an event loop."""
+    """One run, with its own exporter and client: neither can be used in a second event loop."""
 
     def __init__(self, reader: Reader, given: list[str], child_pages: bool) -> None:
         with _logging_untouched():
-            # The clients that it makes itself are not used, and so get no token.
+            # The exporter's own clients are replaced, so they get no token.
             exporter = NotionExporter(api_token="unused", export_child_pages=child_pages)
         self.exporter = exporter.notion_exporter
         self.exporter.notion = reader
@@ -197,13 +185,13 @@ class _Export:
         self.given = given
 
     def stop(self, why: BaseException) -> None:
-        """Let a run that is under way come to its end without asking for more."""
+        """Make a running export end without further requests."""
         self.reader.failure = self.reader.failure or why
 
     def run(self) -> dict[str, Any]:
-        """Export; must be called where no event loop runs."""
+        """Export; no event loop may run in this thread."""
         try:
-            # Not the component's own run(), which does not say which page is which.
+            # notion-haystack's run() drops the pages' ids.
             texts = self.exporter.export_pages(page_ids=self.given)
             if self.reader.databases_given:
                 self.reader.renew()
@@ -226,7 +214,7 @@ class _Export:
         return {"documents": found, "skipped": skipped}
 
     def _document(self, page: str, text: str) -> Document | None:
-        """Return a page's document, None where there was nothing to read."""
+        """Return a page's document, None if the page could not be read."""
         if page not in self.reader.found:
             return None
         meta = {**self.reader.found[page], "path": self.reader.path(page), "page_id": page}

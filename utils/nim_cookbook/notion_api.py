@@ -1,8 +1,8 @@
-"""notion-client as notion-exporter needs it today; used by `nim_cookbook.notion`.
+"""A notion-client for notion-exporter; used by `nim_cookbook.notion`.
 
-The exporter asks for a whole wiki at once and ends with the first refusal. So this client asks a
-few things at a time, waits when Notion says so, answers for what cannot be read with an empty
-object, and notes what the exporter throws away: title, address and place of each page.
+notion-exporter requests a whole wiki at once and ends with the first error. So this client limits
+the requests at a time, retries after the time that Notion states, returns an empty object for a
+page that cannot be read, and keeps title, URL and parent of each page, which the exporter drops.
 
 Source of the objects: https://developers.notion.com/reference; of the limits:
 https://developers.notion.com/reference/request-limits
@@ -28,6 +28,7 @@ from nim_cookbook.errors import (
     EndpointUnreachable,
     MissingKeyError,
 )
+from nim_cookbook.hosts import is_loopback
 from nim_cookbook.services import INTEGRATIONS_PAGE, NOTION_VERSION
 
 Json = dict[str, Any]
@@ -36,10 +37,9 @@ Progress = Callable[[int, int], None]
 NOT_SHARED = "not shared with the integration, or not there"
 NOT_READABLE = "not readable through Notion's API"
 REASONS = {"object_not_found": NOT_SHARED, "validation_error": NOT_READABLE}
-FAULT_TRIES = 4  # of a request that the server could not answer
-WAIT_TRIES = 60  # of a request that came too early; each wait is as long as the server said
-LONGEST_WAIT = 60.0
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+FAULT_TRIES = 4  # of a request that failed on the server's side
+WAIT_TRIES = 60  # of a request that was answered 429
+LONGEST_WAIT = 60.0  # seconds
 
 
 class Reader(AsyncClient):
@@ -47,10 +47,10 @@ class Reader(AsyncClient):
 
     Attributes:
         found: Title, url and last_edited_time of every page and database that was read, by id.
-        skipped: Why something could not be read, by id.
-        databases_given: Ids among `given` that turned out to be databases.
-        failure: Why the export must end; from then on nothing more is asked.
-        convertible: Types of properties that the exporter can write; others are left out.
+        skipped: The reason for each page, database or block that could not be read, by id.
+        databases_given: Ids among `given` that belong to databases.
+        failure: The error that ends the export; no request is sent after it.
+        convertible: Property types that the exporter can write; others are left out.
     """
 
     def __init__(
@@ -69,15 +69,15 @@ class Reader(AsyncClient):
             "notion_version": NOTION_VERSION,
             "timeout_ms": round(timeout * 1000),
             "logger": logging.getLogger(__name__),
-            "log_level": logging.ERROR,  # it would print every refusal that is dealt with here
+            "log_level": logging.ERROR,  # errors are handled here
         }
         if any(option.name == "retry" for option in dataclasses.fields(ClientOptions)):
-            options["retry"] = False  # done here, for older versions of the client too
-        # The exporter opens an event loop of its own at each call; no socket may outlive it.
+            options["retry"] = False  # notion-client 2.5 has no retries, so they are done here
+        # The exporter runs a new event loop for each call, which cannot use the sockets of another.
         limits = httpx.Limits(max_keepalive_connections=0)
-        outside = httpx.URL(url).host not in LOOPBACK
+        outside = not is_loopback(httpx.URL(url).host)  # a proxy is for other hosts
         super().__init__(client=httpx.AsyncClient(limits=limits, trust_env=outside), **options)
-        # Left out of notion-client since 2.6, though Notion still answers it.
+        # Removed in notion-client 2.6; the exporter calls it.
         self.databases.query = self._query  # type: ignore[attr-defined]
         self.url = url
         self.found: dict[str, dict[str, str]] = {}
@@ -94,11 +94,11 @@ class Reader(AsyncClient):
         self.renew()
 
     def renew(self) -> None:
-        """Prepare for another event loop."""
+        """Prepare for a new event loop."""
         self._slots = asyncio.Semaphore(self._concurrency)
 
     def path(self, identity: str) -> str:
-        """Return the titles from the topmost page read down to this one, joined by slashes."""
+        """Return the titles from the topmost exported page to this one, joined by slashes."""
         titles: list[str] = []
         seen: set[str] = set()
         above: str | None = identity
@@ -110,58 +110,58 @@ class Reader(AsyncClient):
         return " / ".join(reversed(titles))
 
     async def request(self, path: str, method: str, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """Send a request; where there is nothing to be had, return an empty object."""
+        """Send a request; return an empty object if the answer is an error."""
         kind, _, rest = path.partition("/")
         identity = rest.partition("/")[0]
-        # Who wrote a page goes into front matter, which is off: two requests a page saved.
+        # The exporter's front matter, which names authors, is off: save two requests a page.
         if kind == "users" or self.failure is not None:
-            return _nothing(identity)
+            return _empty_object(identity)
         try:
             async with self._slots:
-                answer = await self._patiently(path, method, *args, **kwargs)
-            self._note(answer, identity)
-        except Exception as error:  # the exporter has no way to go on after any
-            self._deal_with(error, kind, identity)
-            return _nothing(identity)
+                answer = await self._with_retries(path, method, *args, **kwargs)
+            self._record(answer, identity)
+        except Exception as error:  # notion-exporter ends with any error
+            self._record_error(error, kind, identity)
+            return _empty_object(identity)
         return answer
 
     async def _query(self, database_id: str, **body: object) -> Any:  # noqa: ANN401
-        """Ask for the entries of a database, as notion-client 2.5 did."""
+        """Query a database, as notion-client 2.5 does."""
         given = {name: value for name, value in body.items() if value is not None}
         return await self.request(f"databases/{database_id}/query", "POST", body=given)
 
-    async def _patiently(self, path: str, method: str, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    async def _with_retries(self, path: str, method: str, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         faults = waits = 0
         while True:
             while self.failure is None and (rest := self._resume - time.monotonic()) > 0:
-                await asyncio.sleep(min(rest, 0.2))  # in short naps, so that it can be stopped
+                await asyncio.sleep(min(rest, 0.2))  # short, so that stop() works
             if self.failure is not None:
-                return _nothing("")
+                return _empty_object("")
             try:
                 return await super().request(path, method, *args, **kwargs)
             except Exception as error:
                 if isinstance(error, httpx.ConnectError) and not self.found:
-                    raise  # a wrong address or no network, rather than a moment's fault
+                    raise  # a wrong address or no network: a retry would not help
                 waits += (early := _status(error) == 429)
-                faults += (fault := _is_passing_fault(error))
+                faults += (fault := _is_temporary(error))
                 if not (early or fault) or waits == WAIT_TRIES or faults == FAULT_TRIES:
                     raise
-                # All wait, not this request alone: the limit is for the integration.
+                # The limit counts all requests of the integration, so all wait.
                 self._resume = max(self._resume, time.monotonic() + _delay(error, faults))
 
-    def _note(self, answer: Json, identity: str) -> None:
-        """Keep what the documents' metadata need, and mend what the exporter trips over."""
+    def _record(self, answer: Json, identity: str) -> None:
+        """Keep the documents' metadata, and change objects that notion-exporter cannot convert."""
         kind = answer["object"]
         if kind == "list":
             for entry in answer["results"]:
                 self._above[entry["id"]] = identity
                 if entry.get("type") in ("child_page", "child_database") or "properties" in entry:
                     self._known.add(entry["id"])
-                self._mend(entry)
+                self._make_convertible(entry)
         elif kind in ("page", "database"):
-            self._mend(answer)
+            self._make_convertible(answer)
             self._known.add(answer["id"])
-            again = answer["id"] in self.found  # a database is read for its table and its title
+            again = answer["id"] in self.found  # the exporter retrieves a database twice
             self.found[answer["id"]] = {
                 "title": _title(answer),
                 "url": answer["url"],
@@ -170,9 +170,9 @@ class Reader(AsyncClient):
             if not again:
                 self._report()
 
-    def _mend(self, entry: Json) -> None:
+    def _make_convertible(self, entry: Json) -> None:
         if "callout" in entry:
-            entry["callout"]["icon"] = entry["callout"].get("icon") or {}  # may be null
+            entry["callout"]["icon"] = entry["callout"].get("icon") or {}  # null without an icon
         if isinstance(entry.get("title"), list):
             entry["title"] = _one_run(entry["title"])
         properties: Json = entry.get("properties", {})
@@ -184,7 +184,7 @@ class Reader(AsyncClient):
             elif value["type"] == "last_edited_by" and value["last_edited_by"]:
                 value["last_edited_by"].setdefault("name", "Unknown")
 
-    def _deal_with(self, error: Exception, kind: str, identity: str) -> None:
+    def _record_error(self, error: Exception, kind: str, identity: str) -> None:
         reason = next((why for code, why in REASONS.items() if _code(error) == code), None)
         if reason is None:
             self.failure = self.failure or _explained(error, self.url)
@@ -200,12 +200,12 @@ class Reader(AsyncClient):
         left_out = len(self.skipped.keys() & self._known)
         try:
             self._progress(len(self.found), max(len(self._known) - left_out, len(self.found)))
-        except Exception as error:  # the caller's, and not to be taken for Notion's
+        except Exception as error:  # raised by the caller's function: pass it on unchanged
             self.failure = self.failure or error
 
 
-def _nothing(identity: str) -> Json:
-    """Return an object that the exporter takes for an empty page, database, list or user."""
+def _empty_object(identity: str) -> Json:
+    """Return an object that notion-exporter reads as an empty page, database, list or user."""
     return {
         "object": "nothing",
         "id": identity,
@@ -225,7 +225,7 @@ def _nothing(identity: str) -> Json:
 
 
 def _one_run(title: list[Json]) -> list[Json]:
-    """Join the runs of a title, of which the exporter reads the first only."""
+    """Join the runs of a title: notion-exporter reads only the first."""
     text = "".join(run["plain_text"] for run in title)
     return [{**title[0], "plain_text": text}] if title else []
 
@@ -248,8 +248,8 @@ def _status(error: Exception) -> int | None:
     return status if isinstance(status, int) else None
 
 
-def _is_passing_fault(error: Exception) -> bool:
-    """Tell whether the same request may well succeed a moment later."""
+def _is_temporary(error: Exception) -> bool:
+    """Return whether a retry may succeed."""
     status = _status(error)
     if status is not None:
         return status == 409 or status >= 500
@@ -257,13 +257,13 @@ def _is_passing_fault(error: Exception) -> bool:
 
 
 def _delay(error: Exception, faults: int) -> float:
-    """Return the seconds to wait: what `Retry-After` says, else more with each fault."""
+    """Return the seconds to wait: `Retry-After`, else twice as long after each fault."""
     told = getattr(error, "headers", {}).get("Retry-After", "")
     return min(float(told) if told.isdigit() else 0.5 * 2**faults, LONGEST_WAIT)
 
 
 def _explained(error: Exception, url: str) -> CookbookError:
-    """Return an error of one sentence on why nothing can be read."""
+    """Return the error that the export ends with."""
     status = _status(error)
     if status == 401:
         return MissingKeyError(

@@ -238,16 +238,12 @@ def _local_server() -> local.LocalServer:
 
 
 def _top_pages(url: str, key: str) -> tuple[str, ...]:
-    """Return the pages that lie below no other, oldest edit first.
-
-    They are asked for rather than written down here: the workspace is a folder of files that
-    anybody may change, and an id follows from a file's path.
-    """
+    """Return the shared pages at the top of the local workspace, whose files anybody may change."""
     try:
         pages = tuple(
-            str(page["id"])
-            for page in _search_pages(url, key)
-            if page["parent"]["type"] == "workspace"
+            str(entry["id"])
+            for entry in _search(url, key)
+            if entry["object"] == "page" and entry["parent"]["type"] == "workspace"
         )
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         raise EndpointUnreachable(
@@ -261,21 +257,16 @@ def _top_pages(url: str, key: str) -> tuple[str, ...]:
     return pages
 
 
-def _search_pages(url: str, key: str) -> Iterator[dict[str, Any]]:
-    """Yield all pages that a search finds; https://developers.notion.com/reference/post-search."""
+def _search(url: str, key: str) -> Iterator[dict[str, Any]]:
+    """Yield all pages and databases; https://developers.notion.com/reference/post-search."""
     headers = {"Authorization": f"Bearer {key}", "Notion-Version": NOTION_VERSION}
-    body = {
-        "filter": {"property": "object", "value": "page"},
-        "sort": {"timestamp": "last_edited_time", "direction": "ascending"},
-    }
     with httpx.Client(headers=headers, timeout=CALL_TIMEOUT, trust_env=False) as client:
-        cursor: str | None = None
+        body: dict[str, str] = {}
         while True:
-            after = {"start_cursor": cursor} if cursor else {}
-            answer = client.post(f"{url}/v1/search", json={**body, **after})
+            answer = client.post(f"{url}/v1/search", json=body)
             answer.raise_for_status()
             found = answer.json()
             yield from found["results"]
-            cursor = found["next_cursor"]
-            if not cursor:
+            if not found["next_cursor"]:
                 return
+            body = {"start_cursor": found["next_cursor"]}
