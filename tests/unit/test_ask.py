@@ -391,12 +391,19 @@ def test_very_long_words_are_cut_for_the_models(session: Session) -> None:
 
 
 def test_the_chat_model_sees_three_chunks_or_as_many_as_are_asked_for(session: Session) -> None:
+<<<<<<< HEAD
     shown = []
     for options in ((), ("--top-k", "2")):
         session.ask(ASKED, *options)
         chunks, _, _ = session.models.prompts[0].partition("\n\nQuestion:")
         shown.append(len(chunks.split("\n\n")))
     assert shown == [3, 2]
+=======
+    for more, chunks in (((), 3), (("--top-k", "2"), 2)):
+        session.ask(ASKED, *more)
+        *sources, question = session.models.prompts[0].split("\n\n")
+        assert (len(sources), question) == (chunks, f"Question: {ASKED}")
+>>>>>>> p7-helpers
 
 
 # --- mistakes -------------------------------------------------------------------------------
@@ -456,7 +463,7 @@ def test_a_terminal_shows_files_and_passages() -> None:
     with ask_module.IndexProgress(console, 7) as progress:
         progress.passages(64)
         progress.files(3, 7)
-        progress.bars.refresh()
+        progress.refresh()
     shown = Text.from_ansi(console.file.getvalue()).plain  # type: ignore[attr-defined]
     assert "3/7 files, 64 passages embedded" in shown
 
@@ -465,6 +472,6 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None
     console = Console(file=io.StringIO(), width=100)
     with ask_module.IndexProgress(console, 7) as progress:
         progress.files(1, 7)
-        monkeypatch.setattr(ask_module, "QUIET_SECONDS", -1.0)
+        monkeypatch.setattr("cookbook_cli.progress.QUIET_SECONDS", -1.0)
         progress.passages(64)
     assert console.file.getvalue() == "Indexing: 1/7 files, 64 passages embedded\n"  # type: ignore[attr-defined]

@@ -95,15 +95,15 @@ def test_what_counts_as_nvidias_really_goes_there(text):
         assert not url.userinfo
 
 
-@pytest.mark.parametrize("key", [FAKE, FAKE.upper(), f"Bearer {FAKE}", f"x{FAKE}", "nvapi-locally"])
-def test_keys_that_could_be_real(key):
-    assert keys.is_real_key(key)
-
-
-@pytest.mark.parametrize("key", ["", "not-needed", "nvapi-local-abc", "sk-123", "nvapi"])
-def test_keys_that_are_not(key):
-    assert not keys.is_real_key(key)
-    keys.guard(key, "http://evil.example", key_variable="K")
+@pytest.mark.parametrize(
+    ("key", "real"),
+    [
+        *((key, True) for key in (FAKE, FAKE.upper(), f"Bearer {FAKE}", "nvapi-locally")),
+        *((key, False) for key in ("", "not-needed", "nvapi-local-abc", "sk-123", "nvapi")),
+    ],
+)
+def test_keys_that_could_be_real(key, real):
+    assert keys.is_real_key(key) is real
 
 
 def test_the_environment_comes_first(monkeypatch):
@@ -182,7 +182,7 @@ def test_self_hosted_needs_no_key_but_the_clients_need_a_value():
     assert os.environ[keys.SELF_HOSTED_KEY] == "not-needed"
 
 
-def test_self_hosted_key_must_fit_a_header(monkeypatch):
+def test_a_key_must_fit_a_header(monkeypatch):
     monkeypatch.setenv(keys.SELF_HOSTED_KEY, "two\nlines")
     with pytest.raises(MissingKeyError, match="white space"):
         keys.self_hosted_key()

@@ -84,7 +84,7 @@ class Load:
     Attributes:
         what: Name of what was loaded, for tables and plots.
         clients: How many asked at the same time; None for an open load.
-        latencies: Seconds to each answer, those with status 200 only, in order of arrival.
+        latencies: Seconds to each answer, those with status 200 only.
         failed: Requests that were answered otherwise, or not at all.
         seconds: From the first request to the last answer.
         work: Seconds that all requests together were open, failed ones included.
@@ -166,20 +166,20 @@ async def closed_load(
         EndpointUnreachable: The service does not answer the first request with status 200.
     """
     _check(seconds, most, clients)
-    tally = _Tally(target)
     bodies = itertools.islice(itertools.cycle(target.bodies), most)
+    answers: list[tuple[float, bool]] = []
 
-    async def client(http: aiohttp.ClientSession) -> None:
+    async def client(http: aiohttp.ClientSession, began: float) -> None:
         for body in bodies:  # all clients share it
-            if time.perf_counter() - tally.began >= seconds:
+            if time.perf_counter() - began >= seconds:
                 return
-            await tally.ask(http, body)
+            answers.append(await _ask(http, target, body, time.perf_counter()))
 
     async with target.session(clients) as http:
         await _first(http, target)
-        tally.begin()
-        await asyncio.gather(*(client(http) for _ in range(clients)))
-    return tally.load(what or target.route, clients)
+        began = time.perf_counter()
+        await asyncio.gather(*(client(http, began) for _ in range(clients)))
+    return _load(what or target.route, clients, answers, began)
 
 
 async def open_load(
@@ -217,19 +217,19 @@ async def open_load(
             f"time that make 1 to {most}."
         )
     moments = np.sort(np.random.default_rng(seed).uniform(0, seconds, number)).tolist()
-    tally = _Tally(target)
 
-    async def ask(http: aiohttp.ClientSession, moment: float, body: Mapping[str, Any]) -> None:
-        due = tally.began + moment
+    async def ask(
+        http: aiohttp.ClientSession, due: float, body: Mapping[str, Any]
+    ) -> tuple[float, bool]:
         await asyncio.sleep(due - time.perf_counter())
-        await tally.ask(http, body, due)
+        return await _ask(http, target, body, due)
 
     async with target.session(number) as http:
         await _first(http, target)
-        tally.begin()
+        began = time.perf_counter()
         asked = zip(moments, itertools.cycle(target.bodies), strict=False)
-        await asyncio.gather(*(ask(http, moment, body) for moment, body in asked))
-    return tally.load(what or target.route, None, number / seconds)
+        answers = await asyncio.gather(*(ask(http, began + moment, body) for moment, body in asked))
+    return _load(what or target.route, None, answers, began, number / seconds)
 
 
 def saturation(loads: Sequence[Load], share: float = SATURATED) -> Load:
@@ -276,41 +276,30 @@ def in_time(loads: Sequence[Load], goal: float, percent: float = 95) -> list[Loa
     return found
 
 
-class _Tally:
-    """Times requests."""
+async def _ask(
+    http: aiohttp.ClientSession, target: Target, body: Mapping[str, Any], due: float
+) -> tuple[float, bool]:
+    """Return the seconds since a request was due, and whether it was answered with 200."""
+    try:
+        async with http.post(target.route, json=body) as answer:
+            await answer.read()
+            answered = answer.status == 200
+    except (aiohttp.ClientError, TimeoutError):
+        answered = False
+    return time.perf_counter() - due, answered
 
-    def __init__(self, target: Target) -> None:
-        self._target = target
-        self._latencies: list[float] = []
-        self._failed = 0
-        self._work = 0.0
-        self.began = 0.0
 
-    def begin(self) -> None:
-        self.began = time.perf_counter()
-
-    async def ask(
-        self, http: aiohttp.ClientSession, body: Mapping[str, Any], due: float | None = None
-    ) -> None:
-        """Send one request; `due` is when it should have gone, which counts as its begin."""
-        start = due or time.perf_counter()
-        try:
-            async with http.post(self._target.route, json=body) as answer:
-                await answer.read()
-                answered = answer.status == 200
-        except (aiohttp.ClientError, TimeoutError):
-            answered = False
-        took = time.perf_counter() - start
-        self._work += took
-        if answered:
-            self._latencies.append(took)
-        else:
-            self._failed += 1
-
-    def load(self, what: str, clients: int | None, offered: float | None = None) -> Load:
-        elapsed = time.perf_counter() - self.began
-        latencies = tuple(self._latencies)
-        return Load(what, clients, latencies, self._failed, elapsed, self._work, offered)
+def _load(
+    what: str,
+    clients: int | None,
+    answers: Sequence[tuple[float, bool]],
+    began: float,
+    offered: float | None = None,
+) -> Load:
+    elapsed = time.perf_counter() - began
+    latencies = tuple(took for took, answered in answers if answered)
+    work = sum(took for took, _ in answers)
+    return Load(what, clients, latencies, len(answers) - len(latencies), elapsed, work, offered)
 
 
 async def _first(http: aiohttp.ClientSession, target: Target) -> None:

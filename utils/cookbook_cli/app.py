@@ -148,13 +148,13 @@ def run(
         nim-cookbook run 01 --endpoints hosted --json results.json
     """
     _need_jupyter()
-    from cookbook_cli.run import RunOptions
     from cookbook_cli.run import run as run_recipes
 
     _use_models(models)
     _use_ports(port_base)
-    options = RunOptions(
-        wanted=tuple(recipes or ()),
+    return run_recipes(
+        _console(),
+        wanted=recipes or (),
         mode=endpoints,
         output=output,
         json_file=json_file,
@@ -162,7 +162,6 @@ def run(
         notebooks=notebooks,
         timeout=timeout,
     )
-    return run_recipes(options, _console())
 
 
 @app.command()
@@ -205,13 +204,13 @@ def ask(
 
         nim-cookbook ask ~/papers --json < questions.txt
     """
-    from cookbook_cli.ask import AskOptions
     from cookbook_cli.ask import ask as answer
 
     _use_models(models)
     _use_ports(port_base)
-    options = AskOptions(
-        folder=folder,
+    return answer(
+        _console(),
+        folder,
         question=question,
         top_k=top_k,
         threshold=threshold,
@@ -219,7 +218,6 @@ def ask(
         as_json=as_json,
         mode=endpoints,
     )
-    return answer(options, _console())
 
 
 @app.command()

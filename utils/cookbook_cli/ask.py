@@ -7,9 +7,7 @@ import json
 import logging
 import sqlite3
 import sys
-import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,11 +21,11 @@ from haystack_integrations.components.rankers.nvidia import NvidiaRanker
 from haystack_integrations.components.rankers.nvidia.truncate import RankerTruncateMode
 from haystack_integrations.document_stores.qdrant.document_store import QdrantStoreError
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
-from cookbook_cli.connection import Mode, caption, connected
+from cookbook_cli.connection import Mode, caption, connected, shown
 from cookbook_cli.folder_index import FolderIndex, damaged, opened
-from cookbook_cli.progress import QUIET_SECONDS, Bars
+from cookbook_cli.progress import LoggedProgress
 from nim_cookbook import answering, indexing
 from nim_cookbook.answering import Answer
 from nim_cookbook.endpoints import Endpoints
@@ -42,35 +40,28 @@ FIRST_WORDS = 100  # characters
 _NOISY = ("haystack", "haystack_integrations", "pypdf", "trafilatura")
 
 
-@dataclass(frozen=True, slots=True)
-class AskOptions:
-    """What the user asked for.
+def ask(
+    console: Console,
+    place: Path,
+    *,
+    question: str | None = None,
+    top_k: int | None = None,
+    threshold: float | None = None,
+    rebuild: bool = False,
+    as_json: bool = False,
+    mode: Mode | None = None,
+) -> int:
+    """Bring the index of a folder up to date and answer.
 
-    Attributes:
-        folder: A folder, or one file.
+    Args:
+        console: For everything; with `as_json` only the answers go to standard output.
+        place: A folder, or one file.
         question: The question; None to read questions from the terminal or a pipe.
         top_k: How many chunks the chat model sees; None for `answering.TOP_K`.
         threshold: Least logit of the best chunk; None for the reranking model's own.
         rebuild: Whether to make the index anew.
         as_json: Whether to write each answer as one line of JSON.
         mode: Where the endpoints are; None for what COOKBOOK_ENDPOINTS says.
-    """
-
-    folder: Path
-    question: str | None = None
-    top_k: int | None = None
-    threshold: float | None = None
-    rebuild: bool = False
-    as_json: bool = False
-    mode: Mode | None = None
-
-
-def ask(options: AskOptions, console: Console) -> int:
-    """Bring the index of the folder up to date and answer.
-
-    Args:
-        options: What the user asked for.
-        console: For everything; with `as_json` only the answers go to standard output.
 
     Returns:
         0, also when a question was refused.
@@ -78,34 +69,33 @@ def ask(options: AskOptions, console: Console) -> int:
     Raises:
         CookbookError: A user mistake, an endpoint that fails, an index in use or damaged.
     """
-    if options.question is not None and not options.question.strip():
+    if question is not None and not question.strip():
         raise DataError("The question is empty: write one in quotation marks after the folder.")
-    folder = read_folder(options.folder)
+    folder = read_folder(place)
     if not folder.files:
         raise DataError(_nothing_found(folder))
     output = sys.stdout
     with contextlib.ExitStack() as stack:
-        if options.as_json:
+        if as_json:
             console = Console(stderr=True)
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         stack.enter_context(_quiet())
-        api = stack.enter_context(connected(options.mode))
+        api = stack.enter_context(connected(mode))
         stack.enter_context(_explained())
         identity, dimensions = api.embedding.weights, _width(api)
-        index = stack.enter_context(
-            opened(folder.path, identity, dimensions, rebuild=options.rebuild)
-        )
+        index = stack.enter_context(opened(folder.path, identity, dimensions, rebuild=rebuild))
         _index(index, folder, api, f"{identity}, {dimensions}", console)
-        threshold = _threshold(options, api)
+        if threshold is None:
+            threshold = api.reranking.refusal_logit
         weights = {str(role): what for role, what in api.weights.items()}
-        pipeline = _pipeline(api, index, options.top_k or answering.TOP_K, threshold)
-        for question in _questions(options.question, console):
-            answer = answering.ask(pipeline, question)
-            if options.as_json:
+        pipeline = _pipeline(api, index, top_k or answering.TOP_K, threshold)
+        for asked in _questions(question, console):
+            answer = answering.ask(pipeline, asked)
+            if as_json:
                 print(_as_json(answer, threshold, weights), file=output, flush=True)
             else:
                 _show(answer, threshold, console)
-        if not options.as_json:
+        if not as_json:
             _say(console, caption(weights, ROLES), style="dim")
     return 0
 
@@ -138,11 +128,6 @@ def _width(api: Endpoints) -> int:
         api_key=Secret.from_env_var(api.embedding.key_variable),
     )
     return len(embedder.run("width")["embedding"])
-
-
-def _threshold(options: AskOptions, api: Endpoints) -> float | None:
-    """Return the user's threshold; else that of the reranking model that answers."""
-    return api.reranking.refusal_logit if options.threshold is None else options.threshold
 
 
 def _pipeline(api: Endpoints, index: FolderIndex, top_k: int, threshold: float | None) -> Pipeline:
@@ -222,7 +207,7 @@ def _index(
     except (sqlite3.Error, QdrantStoreError) as error:
         raise damaged(index.place, error) from error
     passages = index.store.count_documents()
-    _say(console, f"Index of {_shown(folder.path)}: {report}; {passages} passages in all.")
+    _say(console, f"Index of {shown(folder.path)}: {report}; {passages} passages in all.")
     for line in _notes(report, folder):
         _say(console, f"  {line}")
     if not passages:
@@ -259,51 +244,36 @@ class _Embedder:
         return {"documents": done}
 
 
-class IndexProgress(Bars):
+class IndexProgress(LoggedProgress):
     """Shows files and passages while they are indexed. Use it as a context manager."""
 
     def __init__(self, console: Console, files: int) -> None:
-        """Prepare for one run.
-
-        Args:
-            console: Where to show it: a bar in a terminal, a line now and then in a log.
-            files: How many files there are.
-        """
-        self._console = console
-        self.bars = Progress(
+        """Prepare for one run over so many files."""
+        super().__init__(
+            console,
             TextColumn("Indexing"),
             BarColumn(bar_width=24),
             TextColumn("{task.completed:.0f}/{task.total:.0f} files, {task.fields[embedded]}"),
             TextColumn("passages embedded"),
             TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal,
             transient=True,
         )
         self._total, self._done, self._embedded = files, 0, 0
-        self._task = self.bars.add_task("", total=files, embedded=0)
-        self._last_line = time.monotonic()
+        self._task = self.add_task("", total=files, embedded=0)
 
     def files(self, done: int, total: int) -> None:
         """Tell how many files are done; it is `progress` of `indexing.update`."""
-        self._done, self._total = done, total
-        self._update()
+        self._done = done
+        self.passages(0)
 
     def passages(self, embedded: int) -> None:
         """Tell that some more passages were embedded."""
         self._embedded += embedded
-        self._update()
-
-    def _update(self) -> None:
-        self.bars.update(
-            self._task, completed=self._done, total=self._total, embedded=self._embedded
+        self.update(self._task, completed=self._done, embedded=self._embedded)
+        self.line(
+            f"Indexing: {self._done}/{self._total} files, {self._embedded} passages embedded",
+            now=False,
         )
-        if not self._console.is_terminal and time.monotonic() - self._last_line > QUIET_SECONDS:
-            self._last_line = time.monotonic()
-            _say(
-                self._console,
-                f"Indexing: {self._done}/{self._total} files, {self._embedded} passages embedded",
-            )
 
 
 # --- questions and answers ------------------------------------------------------------------
@@ -385,14 +355,6 @@ def _first_words(source: Document) -> str:
     text = (source.content or "").removeprefix(f"{source.meta.get('title')}\n")
     words = " ".join(text.split())
     return words if len(words) <= FIRST_WORDS else f"{words[:FIRST_WORDS].rsplit(' ', 1)[0]} ..."
-
-
-def _shown(path: Path) -> str:
-    """Return a path as short as it can be named from here."""
-    try:
-        return str(path.relative_to(Path.cwd().resolve())) or "."
-    except ValueError:
-        return str(path)
 
 
 def _say(console: Console, text: str, style: str | None = None) -> None:

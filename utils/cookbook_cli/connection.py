@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
@@ -57,3 +58,10 @@ def caption(weights: Mapping[str, str], roles: Collection[str]) -> str:
     """
     answered = [f"{role}: {what}" for role, what in weights.items() if role in roles]
     return f"Answered by: {'; '.join(answered)}" if answered else ""
+
+
+def shown(path: Path) -> str:
+    """Return a path as short as it can be named from here."""
+    path = path.resolve()
+    here = Path.cwd().resolve()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

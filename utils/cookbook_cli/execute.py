@@ -1,12 +1,7 @@
-"""Runs one notebook from the first cell to the last, on a kernel that never stays behind.
-
-nbclient's own `execute()` takes over Ctrl-C and then waits for a dead kernel; here the cells are
-run one by one instead, which also gives a place to report progress from.
-"""
+"""Runs one notebook from the first cell to the last, on a kernel that never stays behind."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import time
@@ -14,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
-from jupyter_client.manager import AsyncKernelManager
-from jupyter_core.utils import ensure_async
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
@@ -24,10 +17,6 @@ from cookbook_cli.recipes import Recipe
 from cookbook_cli.results import RecipeResult, measures, write_atomically
 from nim_cookbook.errors import DataError
 
-KERNEL = "python3"
-# Its warning about unencrypted loopback traffic would stand in the middle of the progress.
-KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=ERROR"]
-STARTUP_SECONDS = 120
 LONGEST_SENTENCE = 300
 # A recipe must not look different because somebody's terminal has colours or a plotting backend.
 KERNEL_ENVIRONMENT = {"NO_COLOR": "1", "PYTHONHASHSEED": "0", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
@@ -86,10 +75,28 @@ def execute(
             is written by then.
     """
     result = RecipeResult(recipe, cells=sum(map(is_runnable, notebook.cells)), executed=target)
-    _forget_outputs(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":  # no stored output may look as if it came from this run
+            cell.outputs, cell.execution_count = [], None
+    client = NotebookClient(
+        notebook,
+        kernel_name="python3",
+        timeout=timeout,
+        startup_timeout=120,
+        # Its warning about unencrypted loopback traffic would stand in the middle of the progress.
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],
+        coalesce_streams=True,
+        shutdown_kernel="immediate",
+    )
     started = time.monotonic()
     try:
-        asyncio.run(_run_cells(notebook, folder, timeout, on_cell, result))
+        # Not client.execute(): that takes over Ctrl-C and then waits for a dead kernel.
+        with client.setup_kernel(cwd=str(folder), env=os.environ | KERNEL_ENVIRONMENT):
+            _run_cells(client, on_cell, result)
+            if result.passed:
+                client.shutdown_kernel = "graceful"
+    except RuntimeError as error:
+        result.error = result.error or _one_sentence("The kernel did not start", str(error))
     finally:
         result.seconds = time.monotonic() - started
         result.measures = measures(notebook)
@@ -97,74 +104,22 @@ def execute(
     return result
 
 
-def _forget_outputs(notebook: NotebookNode) -> None:
-    """Drop stored outputs, so that none of them looks as if it came from this run."""
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-
-
-async def _run_cells(
-    notebook: NotebookNode, folder: Path, timeout: int, on_cell: OnCell, result: RecipeResult
-) -> None:
-    manager = AsyncKernelManager(kernel_name=KERNEL)
-    client = NotebookClient(
-        notebook,
-        km=manager,
-        timeout=timeout,
-        startup_timeout=STARTUP_SECONDS,
-        extra_arguments=KERNEL_ARGUMENTS,
-        coalesce_streams=True,
-    )
-    client.reset_execution_trackers()
-    polite = False
-    try:
-        await client.async_start_new_kernel(cwd=str(folder), env=os.environ | KERNEL_ENVIRONMENT)
-        await client.async_start_new_kernel_client()
-        await _cells(client, notebook, on_cell, result)
-        polite = result.passed
-    except RuntimeError as error:  # the kernel did not start, or died
-        _raise_if_cancelled()
-        result.error = result.error or _one_sentence("The kernel did not start", str(error))
-    finally:
-        await _shut_down(manager, client, now=not polite)
-
-
-async def _cells(
-    client: NotebookClient, notebook: NotebookNode, on_cell: OnCell, result: RecipeResult
-) -> None:
+def _run_cells(client: NotebookClient, on_cell: OnCell, result: RecipeResult) -> None:
     heading = ""
-    number = 0
-    for index, cell in enumerate(notebook.cells):
+    for index, cell in enumerate(client.nb.cells):
         if cell.cell_type == "markdown":
-            heading = _heading(cell.source) or heading
+            headings = [line for line in cell.source.splitlines() if line.startswith("#")]
+            heading = headings[-1].lstrip("#").strip() if headings else heading
         if not is_runnable(cell):
             continue
-        number += 1
+        number = result.cells_run + 1
         on_cell(number, result.cells, heading)
         try:
-            await client.async_execute_cell(cell, index, execution_count=number)
+            client.execute_cell(cell, index, execution_count=number)
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-            _raise_if_cancelled()
             result.failed_cell, result.error = number, _sentence(error, client, cell)
             return
         result.cells_run = number
-
-
-def _raise_if_cancelled() -> None:
-    """Go on with Ctrl-C: nbclient turns the cancelled wait for a cell into a dead kernel."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
-
-
-async def _shut_down(manager: AsyncKernelManager, client: NotebookClient, now: bool) -> None:
-    """End the kernel: politely after the last cell, at once after an error."""
-    if client.kc is not None:
-        client.kc.stop_channels()
-    if manager.has_kernel:
-        await manager.shutdown_kernel(now=now)
-    await ensure_async(manager.cleanup_resources())
 
 
 def _sentence(error: Exception, client: NotebookClient, cell: NotebookNode) -> str:
@@ -181,11 +136,4 @@ def _sentence(error: Exception, client: NotebookClient, cell: NotebookNode) -> s
 def _one_sentence(name: str, text: str) -> str:
     lines = [line.strip() for line in _ESCAPES.sub("", text).splitlines() if line.strip()]
     sentence = f"{name}: {lines[0]}" if lines else name
-    if len(sentence) > LONGEST_SENTENCE:
-        sentence = sentence[: LONGEST_SENTENCE - 3] + "..."
-    return sentence
-
-
-def _heading(source: str) -> str:
-    headings = [line.lstrip("#").strip() for line in source.splitlines() if line.startswith("#")]
-    return headings[-1] if headings else ""
+    return sentence if len(sentence) <= LONGEST_SENTENCE else f"{sentence[:LONGEST_SENTENCE]}..."

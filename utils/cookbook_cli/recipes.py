@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nim_cookbook.data import read_text, validated
 from nim_cookbook.errors import ConfigurationError, DataError
 
 INDEX = "recipes.toml"
@@ -72,15 +73,10 @@ def load(folder: Path) -> list[Recipe]:
     """
     path = folder / INDEX
     try:
-        entries = tomllib.loads(path.read_text(encoding="utf-8"))["recipe"]
-        return [_recipe(entry) for entry in entries]
-    except (OSError, KeyError, TypeError, tomllib.TOMLDecodeError) as error:
-        raise DataError(f"{path} cannot be used ({error}): restore it from the clone.") from error
-
-
-def _recipe(entry: dict[str, object]) -> Recipe:
-    values = {key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()}
-    return Recipe(**values)  # type: ignore[arg-type]
+        content = tomllib.loads(read_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise DataError(f"{path} cannot be used ({error}): restore it from the clone.") from None
+    return validated(list[Recipe], content.get("recipe"), INDEX)
 
 
 def select(recipes: Sequence[Recipe], wanted: Sequence[str]) -> list[Recipe]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -82,6 +81,12 @@ class RecipeResult:
         """Whether every cell ran."""
         return not self.error
 
+    @property
+    def said(self) -> str:
+        """How it ended."""
+        where = f" in cell {self.failed_cell}" if self.failed_cell else ""
+        return "passed" if self.passed else f"failed{where}"
+
 
 def measures(notebook: NotebookNode) -> list[Measure]:
     """Collect what the cells of an executed notebook reported through `display.measured`."""
@@ -89,11 +94,8 @@ def measures(notebook: NotebookNode) -> list[Measure]:
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             data = output.get("data", {}).get(MEASURE_MIME)
-            if isinstance(data, dict) and "name" in data and "value" in data:
-                known = {
-                    key: data[key] for key in ("name", "value", "unit", "weights") if key in data
-                }
-                found.append(Measure(**known))
+            if data:
+                found.append(Measure(**data))
     return found
 
 
@@ -116,13 +118,9 @@ def table(results: Sequence[RecipeResult], caption: str) -> Table:
             f"{result.cells_run}/{result.cells}",
             f"{result.seconds:.1f}",
             Text("\n".join(map(str, result.measures)) or "-"),
-            Text("passed", style="green") if result.passed else Text(_failure(result), style="red"),
+            Text(result.said, style="green" if result.passed else "red"),
         )
     return shown
-
-
-def _failure(result: RecipeResult) -> str:
-    return "failed" if result.failed_cell is None else f"failed in cell {result.failed_cell}"
 
 
 def report(
@@ -135,22 +133,21 @@ def report(
         "weights": dict(answers),
         "python": platform.python_version(),
         "packages": versions(VERSIONED),
-        "recipes": [_record(result) for result in results],
-    }
-
-
-def _record(result: RecipeResult) -> dict[str, Any]:
-    return {
-        "number": result.recipe.number,
-        "file": result.recipe.file,
-        "title": result.recipe.title,
-        "result": "passed" if result.passed else "failed",
-        "cells": result.cells,
-        "cells_run": result.cells_run,
-        "seconds": round(result.seconds, 2),
-        "failed_cell": result.failed_cell,
-        "error": result.error,
-        "measures": [asdict(measure) for measure in result.measures],
+        "recipes": [
+            {
+                "number": result.recipe.number,
+                "file": result.recipe.file,
+                "title": result.recipe.title,
+                "result": "passed" if result.passed else "failed",
+                "cells": result.cells,
+                "cells_run": result.cells_run,
+                "seconds": round(result.seconds, 2),
+                "failed_cell": result.failed_cell,
+                "error": result.error,
+                "measures": [asdict(measure) for measure in result.measures],
+            }
+            for result in results
+        ],
     }
 
 
@@ -163,11 +160,6 @@ def versions(distributions: Sequence[str]) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON in one move, so that nobody reads half a file."""
-    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -26,7 +26,7 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import httpx
 from dotenv import find_dotenv, load_dotenv
@@ -107,13 +107,7 @@ class Endpoints:
     def __init__(
         self, mode: Mode, endpoints: Mapping[Role, Endpoint], peft_source: str | None = None
     ) -> None:
-        """Take the endpoints that there are; a missing one is an error when it is asked for.
-
-        Args:
-            mode: Where they are.
-            endpoints: The endpoints by role.
-            peft_source: The folder from which the local chat server loads adapters.
-        """
+        """Take the endpoints that there are; a missing one is an error when it is asked for."""
         self.mode: Mode = mode
         self._endpoints = dict(endpoints)
         self._peft_source = peft_source
@@ -145,24 +139,18 @@ class Endpoints:
         Raises:
             ConfigurationError: There is none, or it is not known where it is.
         """
-        if self.mode == "hosted":
-            raise ConfigurationError(
-                "NVIDIA's API catalog loads no adapters: set COOKBOOK_ENDPOINTS=local, or "
-                "self-hosted with a chat NIM that has NIM_PEFT_SOURCE set."
-            )
         folder = self._peft_source
-        if self.mode == "self-hosted":
+        remedy = "stop the local servers, and start them again with `nim-cookbook serve`"
+        if self.mode == "hosted":
+            remedy = "set COOKBOOK_ENDPOINTS=local, or self-hosted with a chat NIM that loads some"
+        elif self.mode == "self-hosted":
             folder = os.environ.get(PEFT_SOURCE, "").strip()
-            if not folder:
-                raise ConfigurationError(
-                    f"{PEFT_SOURCE} is not set: set it to the folder on this machine that the "
-                    f"chat NIM loads adapters from, the one mounted as its {PEFT_SOURCE}."
-                )
-        if not folder:
-            raise ConfigurationError(
-                "The local chat server loads no adapters: stop it, and start it again with "
-                "`nim-cookbook serve`."
+            remedy = (
+                f"set {PEFT_SOURCE} to the folder on this machine that is mounted as the chat "
+                f"NIM's {PEFT_SOURCE}"
             )
+        if not folder:
+            raise ConfigurationError(f"The chat endpoint loads no adapters: {remedy}.")
         return Path(folder).expanduser()
 
     def check(self) -> Check:
@@ -249,13 +237,11 @@ def mode() -> Mode:
     """
     read_env_file()
     text = os.environ.get("COOKBOOK_ENDPOINTS", "").strip().lower() or "local"
-    for known in get_args(Mode):
-        if text == known:
-            return known  # type: ignore[no-any-return]
-    raise ConfigurationError(
-        f"COOKBOOK_ENDPOINTS is {shown(text)}: set it to {', '.join(get_args(Mode)[:-1])} or "
-        f"{get_args(Mode)[-1]}."
-    )
+    if text not in get_args(Mode):
+        raise ConfigurationError(
+            f"COOKBOOK_ENDPOINTS is {shown(text)}: set it to local, hosted or self-hosted."
+        )
+    return cast(Mode, text)
 
 
 def read_env_file() -> None:
@@ -290,17 +276,14 @@ def url_fault(text: str) -> str | None:
         url = httpx.URL(text)
     except (httpx.InvalidURL, UnicodeError, ValueError):
         return "which is not a URL"
-    if not re.match(r"https?://", text):
-        return "which does not begin with http:// or https://"
-    if not url.host or re.search(r"[\s\\]", text) or not text.isprintable():
-        return "which is not a URL"
-    if url.port is not None and not 0 < url.port < 65536:
-        return "which names no possible port"
-    if url.userinfo or "@" in text:
-        return "which holds a name or a password"
-    if "?" in text or "#" in text:
-        return "which has a query or a fragment"
-    return None
+    faults = {
+        "which does not begin with http:// or https://": not re.match(r"https?://", text),
+        "which is not a URL": not url.host or re.search(r"[\s\\]", text) or not text.isprintable(),
+        "which names no possible port": url.port is not None and not 0 < url.port < 65536,
+        "which holds a name or a password": url.userinfo or "@" in text,
+        "which has a query or a fragment": "?" in text or "#" in text,
+    }
+    return next((fault for fault, found in faults.items() if found), None)
 
 
 def _path_fault(text: str) -> str | None:

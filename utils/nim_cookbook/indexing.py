@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -302,16 +303,14 @@ def update(
     files, gone = list(files), list(dict.fromkeys(gone))
     _check(files, gone)
     run = _Update(store, preparation, embedder, _digest(preparation.dumps(), settings))
-    outcomes: list[Outcome] = []
+    outcomes: dict[str, Outcome] = {}
     for some in _batched(files, LOOKUP):
         for outcome in run.files(some):
-            outcomes.append(outcome)
+            outcomes[outcome.document] = outcome
             if progress:
                 progress(len(outcomes), len(files))
-    for names in _batched(gone, LOOKUP):
-        outcomes += run.remove(names)
-    order = {file.document: n for n, file in enumerate(files)}
-    return Report(tuple(sorted(outcomes, key=lambda o: order.get(o.document, len(order)))))
+    removed = [outcome for names in _batched(gone, LOOKUP) for outcome in run.remove(names)]
+    return Report((*(outcomes[file.document] for file in files), *removed))
 
 
 def fingerprint(file: SourceFile, settings: str = "") -> str:
@@ -323,23 +322,6 @@ def fingerprint(file: SourceFile, settings: str = "") -> str:
     content = hashlib.sha256(file.path.read_bytes()).hexdigest()
     meta = json.dumps(dict(file.meta), sort_keys=True, default=str)
     return _digest(content, file.path.name, meta, settings)
-
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """Files whose passages are embedded and written together.
-
-    Attributes:
-        files: The files.
-        old: What the store holds of them.
-        ready: Those of their passages that have a vector.
-        missing: Those that need one.
-    """
-
-    files: Sequence[Prepared]
-    old: Sequence[Document]
-    ready: list[Document] = field(default_factory=list)
-    missing: list[Document] = field(default_factory=list)
 
 
 class _Update:
@@ -356,21 +338,27 @@ class _Update:
     def files(self, files: Sequence[SourceFile]) -> Iterator[Outcome]:
         """Bring some files up to date; whole batches of passages are embedded at a time.
 
-        While the endpoint embeds a batch, the one before it is written.
+        While the endpoint embeds a batch, the next one is prepared.
         """
         held = self._held([file.document for file in files])
+        batch: list[Prepared] = []
+        sent: deque[tuple[list[Prepared], Future[list[Document]]]] = deque()
         with ThreadPoolExecutor(max_workers=1) as endpoint:
-            before: tuple[_Batch, Future[list[Document]]] | None = None
-            for item in self._batches(files, held):
+            for file in files:
+                item = self._prepare(file, held.get(file.document, []))
                 if isinstance(item, Outcome):
                     yield item
                     continue
-                embedding = endpoint.submit(self._embed, item.missing)
-                if before:
-                    yield from self._write(before[0], before[1].result())
-                before = item, embedding
-            if before:
-                yield from self._write(before[0], before[1].result())
+                batch.append(item)
+                if sum(len(prepared.passages) for prepared in batch) >= BATCH:
+                    sent.append((batch, endpoint.submit(self._embed, batch)))
+                    batch = []
+                    if len(sent) > 1:
+                        yield from self._write(*sent.popleft(), held)
+            if batch:
+                sent.append((batch, endpoint.submit(self._embed, batch)))
+            for finished in sent:
+                yield from self._write(*finished, held)
 
     def remove(self, names: Sequence[str]) -> list[Outcome]:
         """Delete the passages of documents; those that the store does not know are no outcome."""
@@ -387,7 +375,10 @@ class _Update:
         return held
 
     def _prepare(self, file: SourceFile, known: Sequence[Document]) -> Prepared | Outcome:
-        """Return what has to be written of a file, or its outcome if that is nothing."""
+        """Return what has to be written of a file, or its outcome if that is nothing.
+
+        Passages whose text is as before get their vectors, if these were made in the same way.
+        """
         try:
             wanted = fingerprint(file, self._settings)
         except OSError as error:
@@ -398,72 +389,46 @@ class _Update:
             note = next((p.meta["note"] for p in current if p.meta.get("note")), "")
             return Outcome(file.document, "unchanged", len(current), note=note)
         prepared = prepare(file, self._preparation, wanted)
-        return prepared if prepared.passages else _skipped(file, prepared.note, known)
+        if not prepared.passages:
+            return _skipped(file, prepared.note, known)
+        alike = [p for p in known if p.meta.get("settings") == self._settings]
+        vectors = {p.content: p.embedding for p in alike}
+        passages = (
+            replace(p, meta=p.meta | {"settings": self._settings}, embedding=vectors.get(p.content))
+            for p in prepared.passages
+        )
+        return replace(prepared, passages=tuple(passages))
 
-    def _batches(
-        self, files: Sequence[SourceFile], held: Mapping[str, list[Document]]
-    ) -> Iterator[_Batch | Outcome]:
-        """Yield batches of files to be written, and the outcomes of the others."""
-        waiting: list[Prepared] = []
-        for file in files:
-            item = self._prepare(file, held.get(file.document, []))
-            if isinstance(item, Outcome):
-                yield item
-                continue
-            waiting.append(item)
-            if sum(len(prepared.passages) for prepared in waiting) >= BATCH:
-                yield self._batch(waiting, held)
-                waiting = []
-        if waiting:
-            yield self._batch(waiting, held)
-
-    def _batch(self, files: Sequence[Prepared], held: Mapping[str, list[Document]]) -> _Batch:
-        """Part the passages that have a vector already from those that need one."""
-        old = [p for prepared in files for p in held.get(prepared.file.document, ())]
-        batch = _Batch(files, old)
-        for prepared in files:
-            vectors = self._vectors(held.get(prepared.file.document, ()))
-            for passage in prepared.passages:
-                passage = replace(passage, meta={**passage.meta, "settings": self._settings})
-                vector = vectors.get(passage.content or "")
-                if vector:
-                    batch.ready.append(replace(passage, embedding=vector))
-                else:
-                    batch.missing.append(passage)
-        return batch
-
-    def _write(self, batch: _Batch, embedded: Sequence[Document]) -> Iterator[Outcome]:
-        """Write the new passages of some files, then delete the old ones."""
-        new = [*batch.ready, *embedded]
-        self._store.write_documents(new, policy=DuplicatePolicy.OVERWRITE)
-        names = {passage.id for passage in new}
-        self._delete([passage for passage in batch.old if passage.id not in names])
-        known = {passage.meta["document"] for passage in batch.old}
-        missing = {passage.id for passage in batch.missing}
-        for prepared in batch.files:
-            yield Outcome(
-                prepared.file.document,
-                "changed" if prepared.file.document in known else "added",
-                len(prepared.passages),
-                sum(passage.id in missing for passage in prepared.passages),
-                prepared.note,
-            )
-
-    def _vectors(self, passages: Iterable[Document]) -> dict[str, list[float]]:
-        """Return the vectors, by text, that were made with the same settings."""
-        return {
-            passage.content or "": passage.embedding
-            for passage in passages
-            if passage.embedding and passage.meta.get("settings") == self._settings
-        }
-
-    def _embed(self, passages: list[Document]) -> list[Document]:
-        if not passages:
+    def _embed(self, batch: Sequence[Prepared]) -> list[Document]:
+        """Return the passages that had no vector with one."""
+        missing = [p for prepared in batch for p in prepared.passages if not p.embedding]
+        if not missing:
             return []
-        embedded: list[Document] = list(self._embedder.run(documents=passages)["documents"])
-        if len(embedded) != len(passages) or not all(passage.embedding for passage in embedded):
+        embedded: list[Document] = list(self._embedder.run(documents=missing)["documents"])
+        if len(embedded) != len(missing) or not all(passage.embedding for passage in embedded):
             raise DataError("The embedder left a passage without a vector; nothing was written.")
         return embedded
+
+    def _write(
+        self,
+        batch: Sequence[Prepared],
+        embedding: Future[list[Document]],
+        held: Mapping[str, list[Document]],
+    ) -> Iterator[Outcome]:
+        """Write the new passages of some files, then delete the old ones."""
+        embedded = {passage.id: passage for passage in embedding.result()}
+        new = {p.id: embedded.get(p.id, p) for prepared in batch for p in prepared.passages}
+        self._store.write_documents(list(new.values()), policy=DuplicatePolicy.OVERWRITE)
+        old = [p for prepared in batch for p in held.get(prepared.file.document, ())]
+        self._delete([passage for passage in old if passage.id not in new])
+        for prepared in batch:
+            yield Outcome(
+                prepared.file.document,
+                "changed" if prepared.file.document in held else "added",
+                len(prepared.passages),
+                sum(passage.id in embedded for passage in prepared.passages),
+                prepared.note,
+            )
 
     def _delete(self, passages: Sequence[Document]) -> None:
         if passages:
@@ -500,23 +465,18 @@ def _why_empty(path: Path, unknown: bool) -> str:
         return f"there is no converter for {path.suffix or 'files without an ending'}"
     if path.stat().st_size == 0:
         return "the file is empty"
-    if path.suffix.lower() != ".pdf":
-        return "it holds no text" if _is_utf8(path) else "it is not UTF-8 text: save it as UTF-8"
     try:
+        if path.suffix.lower() != ".pdf":
+            path.read_text(encoding="utf-8")
+            return "it holds no text"
         reader = PdfReader(path)
         if reader.is_encrypted:
             return "it is protected by a password: save it without one"
         return f"none of its {len(reader.pages)} pages holds text (a scan?): run OCR on it first"
+    except UnicodeDecodeError:
+        return "it is not UTF-8 text: save it as UTF-8"
     except Exception as error:  # pypdf raises many kinds on broken files
         return f"it cannot be read as a PDF ({str(error).rstrip('.') or type(error).__name__})"
-
-
-def _is_utf8(path: Path) -> bool:
-    try:
-        path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _empty_pages(text: str) -> str:
@@ -535,21 +495,12 @@ def _skipped(file: SourceFile, why: str, known: Sequence[Document]) -> Outcome:
 
 
 def _check(files: Sequence[SourceFile], gone: Sequence[str]) -> None:
-    seen: dict[str, SourceFile] = {}
-    for file in files:
-        if file.document in seen:
-            first = seen[file.document].path.name
-            raise DataError(
-                f"{file.path.name} and {first} have the same document id {file.document!r}: "
-                "give each file an id of its own."
-            )
-        seen[file.document] = file
-    for name in gone:
-        if name in seen:
-            raise DataError(
-                f"The document {name!r} is among the files and among those that are gone: leave "
-                "it out of one of the two."
-            )
+    names = Counter([*(file.document for file in files), *gone])
+    if double := [name for name, count in names.items() if count > 1]:
+        raise DataError(
+            f"The document {double[0]!r} is twice among the files and those that are gone: give "
+            "each file an id of its own, and leave out what is gone."
+        )
 
 
 def _digest(*parts: str) -> str:

@@ -89,25 +89,21 @@ def nvidia_key() -> str:
 
 
 def self_hosted_key() -> str:
-    """Find the key for self-hosted NIMs, which mostly need none; kept in `NIM_API_KEY`.
-
-    Raises:
-        MissingKeyError: The value cannot be sent in a header.
-    """
+    """Find the key for self-hosted NIMs, which mostly need none; kept in `NIM_API_KEY`."""
     return _optional_key(SELF_HOSTED_KEY)
 
 
 def embeddings_key() -> str:
-    """Find the embedding model's own key; kept in `NVIDIA_EMBEDDINGS_KEY`.
-
-    Raises:
-        MissingKeyError: The value cannot be sent in a header.
-    """
+    """Find the embedding model's own key; kept in `NVIDIA_EMBEDDINGS_KEY`."""
     return _optional_key(EMBEDDINGS_KEY)
 
 
 def _optional_key(variable: str) -> str:
-    """Find a key; without one `not-needed` is set, because the clients refuse unset variables."""
+    """Find a key; without one `not-needed` is set, because the clients refuse unset variables.
+
+    Raises:
+        MissingKeyError: The value cannot be sent in a header.
+    """
     key = find_key(variable) or "not-needed"
     if _KEY.fullmatch(key) is None:
         raise MissingKeyError(

@@ -8,7 +8,6 @@ uses the same servers.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import json
 import os
 import socket
@@ -17,17 +16,18 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import httpx
 import platformdirs
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from nim_cookbook import keys
-from nim_cookbook.errors import ConfigurationError, EndpointUnreachable
+from nim_cookbook.data import validated
+from nim_cookbook.errors import ConfigurationError, DataError, EndpointUnreachable
 
 SERVERS = ("chat", "embedding", "reranking", "catalog", "gradient", "notion")
 DEFAULT_PORT_BASE = 8000
@@ -242,23 +242,11 @@ atexit.register(stop)
 
 def _read_state(base: int) -> LocalServer | None:
     try:
-        state: dict[str, Any] = json.loads(state_path(base).read_text("utf-8"))
-        urls = {str(name): str(url) for name, url in state["urls"].items()}
-        if not set(SERVERS) <= set(urls):
-            return None
-        lasting = bool(state.get("lasting", True))
-        folder = state.get("peft_source")
-        return LocalServer(
-            urls,
-            str(state["key"]),
-            base,
-            int(state.get("pid", 0)),
-            lasting,
-            str(folder) if folder else None,
-            str(state.get("models", "default")),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        state = json.loads(state_path(base).read_text("utf-8")) | {"port_base": base}
+        server = validated(LocalServer, state, "state")
+    except (OSError, ValueError, TypeError, DataError):
         return None  # absent, half written, or left by another version: as good as not running
+    return server if set(SERVERS) <= set(server.urls) else None
 
 
 def _ready(server: LocalServer) -> bool:
@@ -272,19 +260,14 @@ def _ready(server: LocalServer) -> bool:
             return False
 
 
-@contextlib.contextmanager
-def _start_lock() -> Iterator[None]:
+def _start_lock() -> AcquireReturnProxy:
     """Hold the lock file under which servers are started, telling why when it takes long."""
     lock = FileLock(run_dir() / "start.lock")
     try:
-        lock.acquire(timeout=1.0)
+        return lock.acquire(timeout=1.0)
     except Timeout:
         print("Another notebook is starting the local endpoints: waiting for it.", flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()
 
 
 def _free_block(first: int) -> int:
