@@ -64,15 +64,8 @@ def test_an_answer_comes_with_the_passages_that_the_model_was_shown(
     assert [source.score for source in answer.sources] == [6.0, 3.0]
     assert answer.score == 6.0
     (prompt,) = models.prompts
-<<<<<<< HEAD
-    assert PASSAGES["heron.pdf"][0] in prompt
-    assert PASSAGES["bird.md"][0] in prompt
-    assert "kettle" not in prompt
-    assert QUESTION in prompt
-=======
     shown = [PASSAGES["heron.pdf"][0], PASSAGES["bird.md"][0], f"Question: {QUESTION}"]
     assert prompt == "\n\n".join(shown)
->>>>>>> p7-helpers
 
 
 def test_the_vectors_choose_the_candidates(

@@ -391,19 +391,10 @@ def test_very_long_words_are_cut_for_the_models(session: Session) -> None:
 
 
 def test_the_chat_model_sees_three_chunks_or_as_many_as_are_asked_for(session: Session) -> None:
-<<<<<<< HEAD
-    shown = []
-    for options in ((), ("--top-k", "2")):
-        session.ask(ASKED, *options)
-        chunks, _, _ = session.models.prompts[0].partition("\n\nQuestion:")
-        shown.append(len(chunks.split("\n\n")))
-    assert shown == [3, 2]
-=======
     for more, chunks in (((), 3), (("--top-k", "2"), 2)):
         session.ask(ASKED, *more)
         *sources, question = session.models.prompts[0].split("\n\n")
         assert (len(sources), question) == (chunks, f"Question: {ASKED}")
->>>>>>> p7-helpers
 
 
 # --- mistakes -------------------------------------------------------------------------------

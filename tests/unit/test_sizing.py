@@ -87,11 +87,7 @@ def test_the_comparison_has_a_row_an_encoding(vectors, queries):
 
 
 def test_recall_by_hand():
-<<<<<<< HEAD
-    """One range for both dimensions rounds the small one away; bits keep only signs."""
-=======
     """One range for both dimensions rounds the small one away."""
->>>>>>> p7-helpers
     kept = np.float32([[100, 0.1], [-100, -0.2], [50, -0.3], [50, 0.3]])
     rows = sizing.compare(kept, np.float32([[0, 1]]), k=2, oversampling=(1, 2))
     assert {row["encoding"]: row["recall@2"] for row in rows} == {
