@@ -17,13 +17,14 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 import httpx
 import platformdirs
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import FileLock, Timeout
 
 from nim_cookbook import keys
 from nim_cookbook.data import validated
@@ -260,7 +261,7 @@ def _ready(server: LocalServer) -> bool:
             return False
 
 
-def _start_lock() -> AcquireReturnProxy:
+def _start_lock() -> AbstractContextManager[object]:
     """Hold the lock file under which servers are started, telling why when it takes long."""
     lock = FileLock(run_dir() / "start.lock")
     try:
