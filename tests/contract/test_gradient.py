@@ -27,7 +27,7 @@ from local_endpoints import loading
 from local_endpoints.downloads import Cancellation
 from local_endpoints.gradient.app import base_model_id, build_app
 from local_endpoints.gradient.store import AdapterStore
-from local_endpoints.gradient.training import MAX_WAITING, missing_packages
+from local_endpoints.gradient.training import missing_packages
 from local_endpoints.nim.catalog import Services
 from local_endpoints.nim.engines.embedding import EmbeddingEngine
 from local_endpoints.options import PORT_OFFSETS, ServeOptions
@@ -142,15 +142,13 @@ import json, os, sys, time
 from pathlib import Path
 log = Path(sys.argv[1])
 def say(answer): print(json.dumps(answer), flush=True)
-say({"ok": {"maxTokens": 16}})
 for line in sys.stdin:
     request = json.loads(line)
-    folder = Path(request.get("target") or request["folder"])
-    (folder / "adapter_model.safetensors").write_bytes(b"0")
+    (Path(request["folder"]) / "adapter_model.safetensors").write_bytes(b"0")
     if request["op"] == "create":
-        say({"ok": {}})
+        say({})
         continue
-    text = request["samples"][0]["segments"][0]["text"]
+    text = request["samples"][0]["inputs"][0]["value"]
     with log.open("a") as file:
         print("begin", text, file=file)
     if text == "die":
@@ -160,12 +158,10 @@ for line in sys.stdin:
             time.sleep(0.01)
     with log.open("a") as file:
         print("end", text, file=file)
-    if text == "full":
-        say({"error": "disk", "message": "no space is left on the disk"})
-    elif text == "broken":
+    if text == "broken":
         say({"error": "failed", "message": "RuntimeError: broken"})
     else:
-        say({"ok": {"tokens": 3, "sumLoss": "nan" if text == "nan" else "1.5"}})
+        say({"tokens": 3, "sumLoss": float("nan") if text == "nan" else 1.5})
 """
     return [sys.executable, "-c", script, str(log)]
 
@@ -196,14 +192,10 @@ def workers(of: int | None = None) -> list[psutil.Process]:
 
 
 def refused(answer: httpx.Response, status: int, kind: str) -> str:
-    """Check an error's shape with the SDK's own models; return its message."""
+    """Check an error's shape; return its message."""
     body = answer.json()
     assert (answer.status_code, body.get("type")) == (status, kind), body
-    if kind != "failed" and 400 <= status < 500 and not answer.url.path.startswith("/api/emb"):
-        model = FineTuneModelError if "fine-tune" in answer.url.path else CompleteModelError
-        if kind not in ("queryOrPathParsingError", "modelIncapableOfFineTuning", "nanLoss"):
-            assert model.from_json(answer.text).actual_instance.message == body["message"]
-    assert body["message"].endswith((".", "starts by itself."))
+    assert body["message"].endswith(".")
     return str(body["message"])
 
 
@@ -227,28 +219,13 @@ def test_the_base_model_is_listed_with_what_really_answers(
 def test_readiness_needs_no_token_and_everything_else_does(running: Running) -> None:
     with running.http(token=None, workspace=None) as client:
         assert client.get("/health/ready").json()["ready"] is True
-        for method, path in (
-            ("GET", "/models"),
-            ("POST", "/models"),
-            ("GET", f"/models/{NOBODY}"),
-            ("DELETE", f"/models/{NOBODY}"),
-            ("POST", f"/models/{NOBODY}/fine-tune"),
-            ("POST", f"/models/{NOBODY}/complete"),
-            ("GET", "/embeddings"),
-            ("POST", "/embeddings/bge-large"),
-            ("GET", "/nowhere"),
-        ):
-            answer = client.request(method, path, content=b"{")
-            assert answer.status_code == 401, path
+        for method, path in (("GET", "/models"), ("POST", "/models"), ("GET", "/nowhere")):
+            answer = client.request(method, path, json={})
+            refused(answer, 401, "failed")
             assert answer.headers["www-authenticate"] == "Bearer"
-    with running.http(token="nvapi-another-fake-key") as client:
-        refused(client.get("/models"), 401, "failed")
     wrong = Gradient(access_token="nvapi-wrong", workspace_id=WORKSPACE, host=running.url)
     with wrong, pytest.raises(UnauthorizedException):
         wrong.list_models(only_base=True)
-
-
-def test_a_workspace_is_demanded(running: Running) -> None:
     with running.http(workspace=None) as client:
         message = refused(client.get("/models"), 400, "queryOrPathParsingError")
     assert "x-gradient-workspace-id" in message
@@ -257,17 +234,13 @@ def test_a_workspace_is_demanded(running: Running) -> None:
 def test_other_calls_of_the_api_are_refused_with_a_sentence(running: Running) -> None:
     with pytest.raises(NotFoundException, match="not offered"):
         running.sdk.summarize(document="A long text.")
-    with running.http() as client:
-        assert client.get("/rag-collections").status_code == 404
-        assert client.put("/models").status_code in (404, 405)
 
 
 @pytest.mark.parametrize(
     ("path", "status", "kind"),
     [
         ("/models/nonsense", 400, "queryOrPathParsingError"),
-        (f"/models/{NOBODY}x", 400, "queryOrPathParsingError"),
-        ("/models/..%2F..%2Fetc", 404, "queryOrPathParsingError"),
+        ("/models/..%2F..%2Fetc", 404, "failed"),
         (f"/models/{NOBODY}", 404, "unknownModelAdapter"),
         (f"/models/{OTHER_BASE}", 404, "unknownBaseModel"),
         ("/models?capability=fly", 400, "queryOrPathParsingError"),
@@ -279,43 +252,52 @@ def test_bad_paths_and_queries(running: Running, path: str, status: int, kind: s
 
 
 @pytest.mark.parametrize(
-    ("body", "says"),
+    ("path", "body", "says"),
     [
-        (b"{", "JSON object"),
-        (b"[]", "JSON object"),
-        (b"\xff", "JSON object"),
-        (b"{}", "'model'"),
-        ({"model": {"baseModelId": "x"}}, "model.name"),
-        ({"model": {"baseModelId": "x", "name": ""}}, "model.name"),
-        ({"model": {"baseModelId": "x", "name": 5}}, "model.name"),
-        ({"model": {"baseModelId": "x", "name": "n", "more": 1}}, "model.more"),
-        ({"rank": 0}, "rank"),
-        ({"rank": 33}, "rank"),
-        ({"rank": 2.5}, "rank"),
-        ({"rank": True}, "rank"),
-        ({"learningRate": 0}, "learningRate"),
-        ({"learningRate": -0.1}, "learningRate"),
-        ({"learningRate": 1}, "learningRate"),
-        ({"learningRate": "0.1"}, "learningRate"),
+        ("/models", b"{", "JSON object"),
+        ("/models", {}, "'model'"),
+        ("/models", {"model": {"baseModelId": "x", "name": ""}}, "model.name"),
+        ("/models", {"model": {"baseModelId": "x", "name": "n", "more": 1}}, "model.more"),
+        ("/models", {"initialHyperparameters": {"loraHyperparameters": {"rank": 33}}}, "rank"),
+        ("{base}/fine-tune", {"samples": []}, "samples"),
+        ("{base}/fine-tune", {"samples": [{"inputs": []}]}, "inputs"),
+        ("{base}/fine-tune", {"samples": [{"inputs": [{"value": ""}]}]}, "inputs.0.value"),
+        ("{base}/fine-tune", {"samples": [{"inputs": "a"}] * 257}, "samples"),
+        (
+            "{base}/fine-tune",
+            {"samples": [{"inputs": "a", "fineTuningParameters": {"multiplier": 2}}]},
+            "multiplier",
+        ),
+        ("{base}/complete", {"query": ""}, "query"),
+        ("{base}/complete", {"query": "a", "maxGeneratedTokenCount": 512}, "maxGenerated"),
+        ("{base}/complete", {"query": "a", "autoTemplate": True}, "autoTemplate"),
+        ("{base}/complete", {"query": "a", "rag": {"collectionId": "b"}}, "rag"),
+        ("/embeddings/bge-large", {"inputs": [{"input": "a"}] * 257}, "inputs"),
     ],
 )
-def test_bad_new_adapters(pretending: Running, body: Any, says: str) -> None:
-    if isinstance(body, dict) and "model" not in body:
-        part = "loraHyperparameters" if "rank" in body else "trainingArguments"
-        model = {"baseModelId": pretending.base().id, "name": "n"}
-        body = {"model": model, "initialHyperparameters": {part: body}}
+def test_bad_bodies(running: Running, path: str, body: Any, says: str) -> None:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    with pretending.http() as client:
-        answer = client.post(
-            "/models", content=content, headers={"Content-Type": "application/json"}
-        )
+    with running.http() as client:
+        address = path.format(base=f"/models/{running.base().id}")
+        headers = {"Content-Type": "application/json"}
+        answer = client.post(address, content=content, headers=headers)
     assert says in refused(answer, 400, "bodyParsingError")
-    assert not pretending.folder.exists()
 
 
-def test_an_unknown_base_model(pretending: Running) -> None:
+def test_the_sdk_can_read_errors(running: Running) -> None:
+    with running.http() as client:
+        for path, body, model in (
+            ("complete", {"query": ""}, CompleteModelError),
+            ("complete", {"query": "a"}, CompleteModelError),
+            ("fine-tune", {"samples": []}, FineTuneModelError),
+        ):
+            text = client.post(f"/models/{NOBODY}/{path}", json=body).text
+            assert model.from_json(text).actual_instance.message == json.loads(text)["message"]
+
+
+def test_an_unknown_base_model(running: Running) -> None:
     body = {"model": {"baseModelId": OTHER_BASE, "name": "n"}}
-    with pretending.http() as client:
+    with running.http() as client:
         refused(client.post("/models", json=body), 404, "unknownBaseModel")
         path = f"/models/{OTHER_BASE}/complete"
         refused(client.post(path, json={"query": "Hello"}), 404, "unknownBaseModel")
@@ -332,8 +314,8 @@ def test_adapters_are_made_listed_found_and_deleted(pretending: Running) -> None
     assert (found.name, found.base_model_id) == ("second", pretending.base().id)
     with pretending.http() as client:
         extra = client.get(f"/models/{first.id}").json()["localStandIn"]
-    assert (extra["rank"], extra["learningRate"], extra["steps"]) == (4, 0.5, 0)
     assert Path(extra["folder"]).is_dir()
+    assert extra["history"] == []
     first.delete()
     for gone in (
         first.delete,
@@ -358,41 +340,16 @@ def test_a_base_model_is_neither_trained_nor_deleted(pretending: Running) -> Non
 # --- training, with a worker that pretends ----------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("samples", "says"),
-    [
-        ([], "samples"),
-        ([{}], "inputs"),
-        ([{"inputs": ""}], "inputs"),
-        ([{"inputs": []}], "inputs"),
-        ([{"inputs": 5}], "inputs"),
-        ([{"inputs": [{"value": ""}]}], "inputs.0.value"),
-        ([{"inputs": [{"value": "a", "trainable": "yes"}]}], "trainable"),
-        ([{"inputs": [{"value": "a", "color": "red"}]}], "color"),
-        ([{"inputs": "a", "fineTuningParameters": {"multiplier": 0}}], "multiplier"),
-        ([{"inputs": "a", "fineTuningParameters": {"multiplier": -1}}], "multiplier"),
-        ([{"inputs": "a"}] * 257, "samples"),
-        ("text", "samples"),
-    ],
-)
-def test_bad_samples_of_a_wrong_shape(pretending: Running, samples: Any, says: str) -> None:
-    adapter = pretending.adapter("mine")
-    with pretending.http() as client:
-        answer = client.post(f"/models/{adapter.id}/fine-tune", json={"samples": samples})
-        assert says in refused(answer, 400, "bodyParsingError")
-
-
 def text_sample(text: str) -> list[dict[str, Any]]:
     return [{"inputs": [{"value": text}]}]
 
 
-def test_a_full_disk_and_a_broken_step_keep_the_adapter(pretending: Running) -> None:
+def test_a_failed_step_keeps_the_adapter(pretending: Running) -> None:
     adapter = pretending.adapter("mine")
     adapter.fine_tune(samples=text_sample("good"))
     with pretending.http() as client:
         before = client.get(f"/models/{adapter.id}").json()
         for text, status, kind in (
-            ("full", 507, "failed"),
             ("broken", 500, "failed"),
             ("nan", 422, "nanLoss"),
             ("die", 500, "failed"),
@@ -403,56 +360,29 @@ def test_a_full_disk_and_a_broken_step_keep_the_adapter(pretending: Running) -> 
             versions = [p for p in (pretending.folder / adapter.id).iterdir() if p.is_dir()]
             assert len(versions) == 1
     assert adapter.fine_tune(samples=text_sample("good")).sum_loss == 1.5
-    with pytest.raises(ServiceException):
-        adapter.fine_tune(samples=text_sample("full"))
 
 
-def test_trainings_run_one_at_a_time_in_order_and_a_bounded_number_waits(
+def test_steps_run_one_at_a_time_and_a_client_that_left_takes_none(
     pretending: Running, tmp_path: Path
 ) -> None:
-    one, two = pretending.adapter("one"), pretending.adapter("two")
-    log = tmp_path / "log"
-    texts = [f"wait {number}" for number in range(1 + MAX_WAITING)]
-    with ThreadPoolExecutor(len(texts)) as pool, pretending.http() as client:
-
-        def train(text: str, adapter: Any) -> Any:
-            with pretending.http() as own:
-                while True:  # a probe below may have taken its place in the queue for a moment
-                    body = {"samples": text_sample(text)}
-                    answer = own.post(f"/models/{adapter.id}/fine-tune", json=body)
-                    if answer.status_code != 503:
-                        return answer
-
-        answers = [pool.submit(train, texts[0], one)]
+    adapter, log = pretending.adapter("mine"), tmp_path / "log"
+    path = f"/models/{adapter.id}/fine-tune"
+    with ThreadPoolExecutor(3) as pool, pretending.http() as client:
+        answers = [pool.submit(lambda: adapter.fine_tune(samples=text_sample("wait 0")))]
         wait_for(lambda: log.exists() and "begin wait 0" in log.read_text(), "the first step")
+        with pytest.raises(httpx.ReadTimeout):
+            client.post(path, json={"samples": text_sample("left")}, timeout=0.5)
         answers += [
-            pool.submit(train, text, (one, two)[number % 2])
-            for number, text in enumerate(texts[1:])
+            pool.submit(lambda text=text: adapter.fine_tune(samples=text_sample(text)))
+            for text in ("1", "2")
         ]
-
-        def too_many() -> httpx.Response | None:
-            # Asked until it is refused; what gets into the queue gives up and leaves it again.
-            body = {"samples": text_sample("extra")}
-            with contextlib.suppress(httpx.ReadTimeout):
-                return client.post(f"/models/{one.id}/fine-tune", json=body, timeout=0.5)
-            return None
-
-        answer = None
-        try:
-            while answer is None:
-                answer = too_many()
-            assert client.get("/models").status_code == 200  # nothing else waits
-        finally:
-            (tmp_path / "go").touch()
-        assert str(MAX_WAITING) in refused(answer, 503, "failed")
-        assert "Retry-After" in answer.headers
-        assert [future.result().status_code for future in answers] == [200] * len(texts)
-    lines = log.read_text().splitlines()
-    assert all(lines[i].split()[1:] == lines[i + 1].split()[1:] for i in range(0, len(lines), 2))
-    assert "begin extra" not in lines
-    with pretending.http() as client:
-        steps = [client.get(f"/models/{a.id}").json()["localStandIn"]["steps"] for a in (one, two)]
-    assert steps == [9, 8]
+        (tmp_path / "go").touch()
+        assert [answer.result().sum_loss for answer in answers] == [1.5] * 3
+        history = client.get(f"/models/{adapter.id}").json()["localStandIn"]["history"]
+    lines = [line.split(" ", 1) for line in log.read_text().splitlines()]
+    assert [word for word, _ in lines] == ["begin", "end"] * 3
+    assert {text for _, text in lines} == {"wait 0", "1", "2"}
+    assert len(history) == 3
 
 
 def test_deleting_an_adapter_that_trains_and_waits(pretending: Running, tmp_path: Path) -> None:
@@ -552,43 +482,33 @@ def test_the_embedders_of_haystack(running: Running) -> None:
     assert embedded[7].embedding == pytest.approx(again, abs=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("slug", "inputs", "status"),
-    [
-        ("bge-small", [{"input": "a"}], 404),
-        ("bge-large", [], 400),
-        ("bge-large", [{"input": ""}], 400),
-        ("bge-large", [{"input": "a"}] * 257, 400),
-        ("bge-large", [{"text": "a"}], 400),
-        ("bge-large", [{"input": "word " * 20000}], 422),
-    ],
-)
-def test_bad_embedding_requests(running: Running, slug: str, inputs: Any, status: int) -> None:
+def test_embeddings_that_cannot_be_made(running: Running) -> None:
     with running.http() as client:
-        answer = client.post(f"/embeddings/{slug}", json={"inputs": inputs})
-    assert answer.status_code == status
-    assert set(answer.json()) >= {"type", "message"}
+        long = {"inputs": [{"input": "word " * 20000}]}
+        refused(client.post("/embeddings/bge-large", json=long), 422, "unprocessableContent")
+        short = {"inputs": [{"input": "a"}]}
+        refused(client.post("/embeddings/bge-small", json=short), 404, "failed")
 
 
 # --- completions ------------------------------------------------------------------------------
 
 
-def test_the_base_model_completes_raw_text_and_templates(running: Running) -> None:
+def test_the_base_model_continues_a_text(running: Running) -> None:
     base = running.base()
     raw = base.complete(query="The capital of France is", max_generated_token_count=4)
     assert "Paris" in raw.generated_output
     assert raw.finish_reason == "length"
-    asked = "What is the capital of France? Answer with one word."
-    templated = base.complete(query=asked, auto_template=True, max_generated_token_count=40)
-    assert "Paris" in templated.generated_output
-    # The template that the caller writes out means the same: its tokens are parsed.
+    # Text such as <|im_start|> stands for the special token.
     written = (
-        "<|im_start|>system\nAnswer the question in English.<|im_end|>\n"
-        f"<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>system\nAnswer the question in English.<|im_end|>\n<|im_start|>user\nWhat is "
+        "the capital of France? Answer with one word.<|im_end|>\n<|im_start|>assistant\n"
     )
-    by_hand = base.complete(query=written, max_generated_token_count=40)
-    assert by_hand.generated_output == templated.generated_output
-    assert by_hand.finish_reason == "stop"
+    chat = base.complete(query=written, max_generated_token_count=40)
+    assert "Paris" in chat.generated_output
+    assert chat.finish_reason == "stop"
+    with running.http() as client:
+        answer = client.post(f"/models/{base.id}/complete", json={"query": "word " * 9000})
+    refused(answer, 422, "unprocessableContent")
 
 
 def test_sampling_is_greedy_unless_asked_otherwise(running: Running) -> None:
@@ -605,32 +525,6 @@ def test_sampling_is_greedy_unless_asked_otherwise(running: Running) -> None:
         for _ in range(4)
     }
     assert len(drawn) > 1
-
-
-@pytest.mark.parametrize(
-    ("body", "status", "kind"),
-    [
-        ({}, 400, "bodyParsingError"),
-        ({"query": ""}, 400, "bodyParsingError"),
-        ({"query": "a", "maxGeneratedTokenCount": 0}, 400, "bodyParsingError"),
-        ({"query": "a", "maxGeneratedTokenCount": 512}, 400, "bodyParsingError"),
-        ({"query": "a", "temperature": -1}, 400, "bodyParsingError"),
-        ({"query": "a", "topP": 1.5}, 400, "bodyParsingError"),
-        ({"query": "a", "topK": 0}, 400, "bodyParsingError"),
-        ({"query": "a", "stop": "b"}, 400, "bodyParsingError"),
-        ({"query": "word " * 9000}, 422, "unprocessableContent"),
-        (
-            {"query": "a", "guidance": {"type": "choice", "value": ["b"]}},
-            400,
-            "modelDoesNotSupportGuidance",
-        ),
-        ({"query": "a", "rag": {"collectionId": "b"}}, 400, "unknownRagCollection"),
-    ],
-)
-def test_bad_completions(running: Running, body: Any, status: int, kind: str) -> None:
-    path = f"/models/{running.base().id}/complete"
-    with running.http() as client:
-        refused(client.post(path, json=body), status, kind)
 
 
 @needs("haystack_integrations.components.generators.gradient")
@@ -815,7 +709,7 @@ def test_a_worker_killed_in_mid_training_leaves_the_last_good_adapter(
 
 @trains
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGINT for a child")
-def test_ctrl_c_stops_server_and_worker_and_a_second_start_cleans_up(tmp_path: Path) -> None:
+def test_ctrl_c_stops_server_and_worker_and_keeps_the_adapter(tmp_path: Path) -> None:
     base = free_port_block()
     environment = {
         **os.environ,
@@ -849,9 +743,7 @@ def test_ctrl_c_stops_server_and_worker_and_a_second_start_cleans_up(tmp_path: P
             server.kill()  # nothing when it has ended
     assert "Traceback" not in log.read_text("utf-8")
     wait_for(lambda: not worker.is_running(), "the end of the worker")
-    store = AdapterStore(tmp_path)
-    store.clean()
-    assert [found.steps for found in store.all()] == [0]
+    assert [found.history for found in AdapterStore(tmp_path).all()] == [()]
     assert len([path for path in home.iterdir() if path.is_dir()]) == 1
 
 

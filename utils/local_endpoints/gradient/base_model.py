@@ -1,8 +1,8 @@
 """The base model in PyTorch, from the GGUF file that llama.cpp runs.
 
-transformers reads such files, too (`gguf_file=`), and its tokenizer is used here. For these
-architectures it goes through the vocabulary three times more to load the model, and makes the table
-of tensor names anew for each module: a minute for a vocabulary of 150,000.
+transformers reads such files as well (`gguf_file=`), and its tokenizer is used here. Its model
+loader reads the vocabulary three times and rebuilds the table of tensor names for each module,
+which takes a minute for a vocabulary of 150,000.
 """
 
 from __future__ import annotations

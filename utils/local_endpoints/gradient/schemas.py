@@ -1,11 +1,12 @@
 """Request bodies of the Gradient API, as `gradientai` 1.13.1 sends them.
 
-Unknown fields are refused, never ignored. The SDK sends `null` for what its caller left out.
+Unknown fields are refused. The SDK sends `null` for what its caller left out; a field of type
+`None` is one that it may send and this server does not support.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
@@ -13,9 +14,8 @@ from pydantic.alias_generators import to_camel
 MAX_RANK = 32
 MAX_GENERATED_TOKENS = 511
 MAX_EMBEDDING_INPUTS = 256
-# Of one call, which is one optimiser step; the API names no limit, and a call cannot be cancelled.
+# A call is one optimiser step and cannot be cancelled; the API documents no limit.
 MAX_SAMPLES = 256
-MAX_NAME = 256
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -24,7 +24,11 @@ class Body(BaseModel):
     """Base of all request bodies: JSON names in camel case, types taken strictly."""
 
     model_config = ConfigDict(
-        extra="forbid", allow_inf_nan=False, alias_generator=to_camel, strict=True
+        extra="forbid",
+        allow_inf_nan=False,
+        alias_generator=to_camel,
+        populate_by_name=True,
+        strict=True,
     )
 
 
@@ -35,7 +39,7 @@ class LoraHyperparameters(Body):
 
 
 class TrainingArguments(Body):
-    """How a new adapter will be trained."""
+    """Step size of a new adapter's optimiser."""
 
     learning_rate: Annotated[float, Field(gt=0, lt=1)] | None = None
 
@@ -48,10 +52,10 @@ class InitialHyperparameters(Body):
 
 
 class NewModel(Body):
-    """What a new adapter is called, and what it adapts."""
+    """Name and base model of a new adapter."""
 
     base_model_id: Text
-    name: Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
+    name: Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class CreateModel(Body):
@@ -62,7 +66,7 @@ class CreateModel(Body):
 
 
 class StructuredInput(Body):
-    """A piece of a sample: only trainable pieces count for the loss."""
+    """A piece of a sample: its loss counts unless `trainable` is false."""
 
     value: Text
     trainable: bool | None = True
@@ -70,13 +74,13 @@ class StructuredInput(Body):
 
 
 class FineTuningParameters(Body):
-    """The weight of a sample's loss."""
+    """Weights of samples, which this server does not support."""
 
-    multiplier: Annotated[float, Field(gt=0)] | None = None
+    multiplier: None = None
 
 
 class FineTuneSample(Body):
-    """One sample: a text, learnt whole, or pieces."""
+    """One sample: a text that is learnt whole, or pieces of one."""
 
     inputs: Text | Annotated[list[StructuredInput], Field(min_length=1)]
     fine_tuning_parameters: FineTuningParameters | None = None
@@ -89,20 +93,16 @@ class FineTune(Body):
 
 
 class Complete(Body):
-    """Body of POST /models/{id}/complete.
-
-    `autoTemplate` is on by default in the API's schema, and off where it is null, which is what
-    the SDK sends unless its caller asks for it.
-    """
+    """Body of POST /models/{id}/complete: a text that is continued as it stands."""
 
     query: Text
-    auto_template: bool | None = True
     max_generated_token_count: Annotated[int, Field(gt=0, le=MAX_GENERATED_TOKENS)] | None = None
     temperature: Annotated[float, Field(ge=0)] | None = None
     top_k: Annotated[int, Field(gt=0)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    guidance: dict[str, Any] | None = None
-    rag: dict[str, Any] | None = None
+    auto_template: None = None
+    guidance: None = None
+    rag: None = None
 
 
 class EmbeddingInput(Body):

@@ -1,15 +1,12 @@
-"""Trains LoRA adapters over the very weights that the chat server runs.
+"""Trains LoRA adapters over the weights that the chat server runs.
 
-`base.load` undoes the quantisation of the GGUF file, and PEFT adds an adapter to every linear layer
-of the upper half of the blocks: nothing is computed backwards through the lower half. Only the
-tokens that a sample marks as trainable count for the loss, and the output layer, a quarter of so
-small a model, is computed for them alone.
+PEFT adds an adapter to every linear layer of the upper half of the blocks, so no gradient is
+computed for the lower half. Only tokens that a sample marks as trainable count for the loss, and
+the output layer, a quarter of the parameters of so small a model, is computed for them alone.
 
-LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685; the folder that is written is PEFT's own,
-which a NIM reads from `NIM_PEFT_SOURCE`.
-
-Importing this module takes seconds and needs the extra `finetune`: only the process that trains
-does it.
+LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685. The output is PEFT's own folder, which a NIM
+reads from `NIM_PEFT_SOURCE`. Only the worker imports this module: it takes seconds and needs the
+extra `finetune`.
 """
 
 from __future__ import annotations
@@ -29,6 +26,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from local_endpoints.gradient import base_model as bases
+from local_endpoints.gradient.schemas import FineTuneSample, StructuredInput
 
 STATE_FILE = "training_state.safetensors"
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -39,36 +37,8 @@ IGNORED = -100  # the label that cross-entropy skips
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """A piece of a sample.
-
-    Attributes:
-        text: The text.
-        trainable: Whether its tokens are to be learnt, rather than only read.
-        parse_special: Whether text such as `<|im_end|>` stands for the special token.
-    """
-
-    text: str
-    trainable: bool = True
-    parse_special: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """What is read and what is to be learnt, in one piece of text.
-
-    Attributes:
-        segments: The pieces in their order.
-        multiplier: Weight of this sample's loss.
-    """
-
-    segments: tuple[Segment, ...]
-    multiplier: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one step saw.
+    """The result of one step.
 
     Attributes:
         tokens: Trainable tokens of all samples.
@@ -86,32 +56,29 @@ class SampleError(ValueError):
 @dataclass(frozen=True, slots=True)
 class _Encoded:
     ids: torch.Tensor  # (tokens,)
-    labels: torch.Tensor  # (tokens,); IGNORED where nothing is to be learnt
-    multiplier: float
+    labels: torch.Tensor  # (tokens,); IGNORED for tokens that are only read
+
+    @property
+    def trainable(self) -> int:
+        return int((self.labels[1:] != IGNORED).sum())
 
 
 class Trainer:
     """One base model, and the adapter that was trained last.
 
-    Attributes:
-        max_tokens: Most tokens of one sample.
-
     Args:
         base: GGUF file of the base model.
         name: The base model's name, written into every adapter, as PEFT does.
-        threads: Threads of PyTorch; its own default (the cores) if not given.
+        threads: Threads of PyTorch.
 
     Raises:
         OSError: The file cannot be read.
         AdapterError: It is no GGUF model that adapters can be trained for.
     """
 
-    max_tokens = MAX_TOKENS
-
-    def __init__(self, base: Path, name: str, threads: int | None = None) -> None:
+    def __init__(self, base: Path, name: str, threads: int) -> None:
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        if threads:
-            torch.set_num_threads(threads)
+        torch.set_num_threads(threads)
         self._name = name
         self._tokenizer = bases.load_tokenizer(base)
         self._base: PreTrainedModel = bases.load_model(base)
@@ -121,7 +88,7 @@ class Trainer:
         self._folder: Path | None = None
 
     def create(self, folder: Path, rank: int, learning_rate: float, seed: int = 0) -> None:
-        """Write a new adapter, which changes nothing yet.
+        """Write a new adapter, which leaves the base model's output as it is.
 
         Args:
             folder: An empty folder.
@@ -148,84 +115,71 @@ class Trainer:
             self._adopt(get_peft_model(self._base, config), learning_rate)
         self._save(folder)
 
-    def step(self, source: Path, target: Path, samples: Sequence[Sample]) -> StepResult:
+    def step(self, source: Path, target: Path, samples: Sequence[FineTuneSample]) -> StepResult:
         """Take one optimiser step over all samples together.
 
         Args:
             source: The adapter as the last step, or `create`, left it.
             target: An empty folder for the adapter after this step.
-            samples: What to learn.
+            samples: At least one sample.
 
         Raises:
             SampleError: A sample is empty, has nothing to learn or is too long; nothing was done.
             OSError: A folder cannot be read or written.
         """
-        encoded = self._encode(samples)
+        encoded = [self._encode(number, sample) for number, sample in enumerate(samples, 1)]
         model, optimizer = self._ready(source)
-        # Until the new state is on disk, memory is ahead of it; a failure makes the next step read.
+        # Until the new state is saved, memory differs from disk: after a failure, load again.
         self._folder = None
-        total = sum(_trainable(sample) * sample.multiplier for sample in encoded)
+        tokens = sum(sample.trainable for sample in encoded)
         sum_loss = 0.0
         model.train()
         for batch in _micro_batches(encoded):
-            losses, multipliers = self._losses(model, batch)
-            sum_loss += float(losses.detach().sum())
-            (losses @ multipliers / total).backward()  # type: ignore[no-untyped-call]
+            loss = self._loss(model, batch)
+            sum_loss += float(loss.detach())
+            (loss / tokens).backward()  # type: ignore[no-untyped-call]
         clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self._save(target)
-        return StepResult(sum(_trainable(sample) for sample in encoded), sum_loss)
+        return StepResult(tokens, sum_loss)
 
-    # --- samples ---------------------------------------------------------------------------
-
-    def _encode(self, samples: Sequence[Sample]) -> list[_Encoded]:
-        if not samples:
-            raise SampleError("There are no samples: give at least one.")
-        return [self._encode_one(number, sample) for number, sample in enumerate(samples, 1)]
-
-    def _encode_one(self, number: int, sample: Sample) -> _Encoded:
+    def _encode(self, number: int, sample: FineTuneSample) -> _Encoded:
+        given = sample.inputs
         ids: list[int] = []
         labels: list[int] = []
-        for segment in sample.segments:
+        for part in [StructuredInput(value=given)] if isinstance(given, str) else given:
             new = self._tokenizer(
-                segment.text,
+                part.value,
                 add_special_tokens=False,
-                split_special_tokens=not segment.parse_special,
+                split_special_tokens=part.parse_special_tokens is False,
             )["input_ids"]
             ids += new
-            labels += new if segment.trainable else [IGNORED] * len(new)
-        if not ids:
-            raise SampleError(f"Sample {number} is empty: give it some text.")
-        if len(ids) > self.max_tokens:
+            labels += [IGNORED] * len(new) if part.trainable is False else new
+        if len(ids) > MAX_TOKENS:
             raise SampleError(
-                f"Sample {number} has {len(ids)} tokens, and the limit is {self.max_tokens}: "
-                "shorten it."
+                f"Sample {number} has {len(ids)} tokens, and the limit is {MAX_TOKENS}: shorten it."
             )
-        # The first token has nothing before it to be told from.
+        # The first token cannot be predicted: none stands before it.
         if all(label == IGNORED for label in labels[1:]):
             raise SampleError(
-                f"Sample {number} has no token to learn: mark a segment as trainable and put "
+                f"Sample {number} has no token to learn: mark an input as trainable and put "
                 "something before it."
             )
-        return _Encoded(torch.tensor(ids), torch.tensor(labels), sample.multiplier)
+        return _Encoded(torch.tensor(ids), torch.tensor(labels))
 
-    def _losses(
-        self, model: PeftModel, batch: Sequence[_Encoded]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the loss and the weight of each trainable token: two vectors of equal length."""
+    def _loss(self, model: PeftModel, batch: Sequence[_Encoded]) -> torch.Tensor:
+        """Return the sum of the cross-entropy of all trainable tokens."""
         ids = pad_sequence([one.ids for one in batch], batch_first=True)
         mask = pad_sequence([torch.ones_like(one.ids) for one in batch], batch_first=True)
         labels = pad_sequence([one.labels for one in batch], True, IGNORED)[:, 1:]
-        weights = torch.tensor([[one.multiplier] for one in batch]).expand(labels.shape)
         base: Any = model.get_base_model()
         hidden = base.get_decoder()(
             input_ids=ids, attention_mask=mask, use_cache=False
         ).last_hidden_state
         learnt = labels != IGNORED
         logits = base.get_output_embeddings()(hidden[:, :-1][learnt])
-        losses = torch.nn.functional.cross_entropy(logits, labels[learnt], reduction="none")
-        return losses, weights[learnt]
+        return torch.nn.functional.cross_entropy(logits, labels[learnt], reduction="sum")
 
     # --- adapters in memory and on disk ----------------------------------------------------
 
@@ -259,9 +213,9 @@ class Trainer:
     def _save(self, folder: Path) -> None:
         assert self._model is not None and self._optimizer is not None
         self._model.peft_config["default"].base_model_name_or_path = self._name
-        # Without False PEFT looks for the base model's own configuration, over the network.
+        # By default PEFT would fetch the base model's configuration from the network.
         self._model.save_pretrained(str(folder), save_embedding_layers=False)
-        (folder / "README.md").unlink(missing_ok=True)  # a model card with nothing filled in
+        (folder / "README.md").unlink(missing_ok=True)  # an empty model card
         state = {
             f"{name}.{key}": value
             for name, parameter in _trained(self._model)
@@ -282,12 +236,8 @@ def _trained(model: PeftModel) -> Iterator[tuple[str, torch.nn.Parameter]]:
     return ((name, value) for name, value in model.named_parameters() if value.requires_grad)
 
 
-def _trainable(sample: _Encoded) -> int:
-    return int((sample.labels[1:] != IGNORED).sum())
-
-
 def _micro_batches(samples: Sequence[_Encoded]) -> Iterator[list[_Encoded]]:
-    """Group samples of similar length, so that little is padded and memory stays bounded."""
+    """Group samples of similar length: less padding, and bounded memory."""
     batch: list[_Encoded] = []
     for sample in sorted(samples, key=lambda one: len(one.ids)):
         if batch and (len(batch) + 1) * len(sample.ids) > MICRO_BATCH_TOKENS:

@@ -1,7 +1,6 @@
-"""Training, seen from the server: the worker process, and the queue before it.
+"""The worker process that trains, seen from the server.
 
-The worker starts with the first adapter that is made or trained and ends with the server. One step
-runs at a time; others wait in the order in which they came.
+It starts with the first adapter that is made or trained and ends with the server.
 """
 
 from __future__ import annotations
@@ -11,68 +10,36 @@ import contextlib
 import importlib.util
 import json
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
+from local_endpoints.gradient.errors import failed, unprocessable
 from local_endpoints.nim.adapters import base_name
 from local_endpoints.nim.engines.chat import default_threads
 from local_endpoints.weights import ResolvedWeights
 
 Json = dict[str, Any]
-T = TypeVar("T")
 
-MAX_WAITING = 16
 PACKAGES = ("torch", "peft", "transformers")  # the extra `finetune`
-WORKER = "local_endpoints.gradient.worker"
 STOP_SECONDS = 2.0
 
 
-class QueueFull(Exception):
-    """Too many trainings wait already."""
-
-
-class WorkerDied(Exception):
-    """The worker process ended before it answered."""
-
-
-class TrainingFailed(Exception):
-    """The worker answered with an error.
-
-    Attributes:
-        kind: `sample`, `disk` or `failed`.
-        message: What it said.
-    """
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-        self.message = message
-
-
 def missing_packages() -> list[str]:
-    """Return what of the extra `finetune` is not installed, without importing any of it."""
+    """Return the packages of the extra `finetune` that are not installed; imports none."""
     return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 
 
 def worker_command(weights: ResolvedWeights) -> list[str]:
-    """Return the command of the worker, on all cores: it is nice to whatever else runs.
-
-    -P: a file in the working folder shadows no module.
-    """
+    """Return the command of the worker, on all cores."""
     base = weights.folder / weights.files[0][0]
-    return [
-        sys.executable,
-        "-P",
-        "-m",
-        WORKER,
-        str(base),
-        base_name(weights),
-        str(default_threads()),
-    ]
+    module = "local_endpoints.gradient.worker"
+    # -P: a file in the working folder shadows no module.
+    command = [sys.executable, "-P", "-m", module]
+    return [*command, str(base), base_name(weights), str(default_threads())]
 
 
 class Worker:
-    """The process that trains, started again whenever it is needed and not there.
+    """The process that trains; `ask` starts it, also after it has died.
 
     Args:
         command: Its command line.
@@ -82,32 +49,38 @@ class Worker:
         self._command = list(command)
         self._process: asyncio.subprocess.Process | None = None
 
-    @property
-    def pid(self) -> int | None:
-        """The process that runs now, if one does."""
-        running = self._process is not None and self._process.returncode is None
-        return self._process.pid if running and self._process else None
-
     async def ask(self, request: Json) -> Json:
-        """Send one request and return the answer; not for two callers at once.
+        """Send one request and return the answer; one call at a time.
 
         Raises:
-            TrainingFailed: The worker refused, or could not do it.
-            WorkerDied: It ended meanwhile; the next call starts another.
+            GradientError: 422 for a sample that cannot be learnt, else 500: the worker failed or
+                ended. The next call starts another if need be.
         """
         try:
             process = await self._running()
             assert process.stdin is not None
             process.stdin.write(json.dumps(request).encode() + b"\n")
             await process.stdin.drain()
-            return await self._answer(process)
-        except (ConnectionError, OSError) as error:
+            answer = await self._answer(process)
+        except OSError as error:
             await self.close()
-            raise WorkerDied from error
+            raise failed(
+                500,
+                "The training process ended, perhaps for lack of memory; the adapter stays as it "
+                "was before. Call again: another process starts by itself.",
+            ) from error
         except asyncio.CancelledError:
-            # An answer that nobody awaits would be taken for that of the next request.
-            await self.close()
+            await self.close()  # or the next request would read this one's answer
             raise
+        if "error" not in answer:
+            return answer
+        if answer["error"] == "sample":
+            raise unprocessable(answer["message"])
+        if answer["error"] == "start":
+            await self.close()
+        raise failed(
+            500, f"The training failed ({answer['message']}); the adapter stays as it was before."
+        )
 
     async def _running(self) -> asyncio.subprocess.Process:
         if self._process is None or self._process.returncode is not None:
@@ -115,11 +88,6 @@ class Worker:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command, stdin=pipe, stdout=pipe
             )
-            try:
-                await self._answer(self._process)  # that its model is loaded
-            except TrainingFailed:
-                await self.close()
-                raise
         return self._process
 
     async def _answer(self, process: asyncio.subprocess.Process) -> Json:
@@ -128,9 +96,7 @@ class Worker:
         if not line.endswith(b"\n"):
             raise ConnectionError("the worker ended")
         answer: Json = json.loads(line)
-        if "error" in answer:
-            raise TrainingFailed(str(answer["error"]), str(answer["message"]))
-        return dict(answer["ok"])
+        return answer
 
     async def close(self) -> None:
         """End the process, if there is one."""
@@ -141,60 +107,7 @@ class Worker:
         process.stdin.close()
         try:
             await asyncio.wait_for(process.wait(), STOP_SECONDS)
-        except TimeoutError:  # it is busy outside Python; its files are not current anyway
+        except TimeoutError:  # busy in native code; a half-written version is never current
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
-
-
-class TrainingQueue:
-    """Runs one job at a time, in order; at most `MAX_WAITING` wait."""
-
-    def __init__(self) -> None:
-        self._closed = False
-        self._waiting = 0
-        self._turn = asyncio.Lock()  # fair: first come, first served
-        self._jobs: set[asyncio.Task[Any]] = set()
-
-    async def run(self, job: Callable[[], Awaitable[T]]) -> T:
-        """Run `job` when its turn comes, and return what it returns.
-
-        A caller that is cancelled while its job waits takes it out of the queue; a job that has
-        begun runs to its end, since a step is whole or not at all.
-
-        Raises:
-            QueueFull: Too many wait already.
-        """
-        if self._waiting >= MAX_WAITING:
-            raise QueueFull
-        self._waiting += 1
-        try:
-            await self._turn.acquire()
-        finally:
-            self._waiting -= 1
-        if self._closed:
-            self._turn.release()
-            raise QueueFull
-
-        async def to_the_end() -> T:
-            try:
-                return await job()
-            finally:
-                self._turn.release()
-
-        task = asyncio.create_task(to_the_end())
-        self._jobs.add(task)
-        task.add_done_callback(self._finished)
-        return await asyncio.shield(task)
-
-    def _finished(self, task: asyncio.Task[Any]) -> None:
-        self._jobs.discard(task)
-        if not task.cancelled():
-            task.exception()  # its caller may have gone; asyncio would complain in the log
-
-    async def close(self) -> None:
-        """Cancel the running job, and let no other begin."""
-        self._closed = True
-        for task in list(self._jobs):
-            task.cancel()
-        await asyncio.gather(*self._jobs, return_exceptions=True)
