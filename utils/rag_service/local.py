@@ -41,7 +41,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, Self
+from typing import Literal, Self
 
 import httpx
 
@@ -57,6 +57,7 @@ READY = "Ready; "
 #: Seconds that servers and services have to start.
 START_SECONDS = 120.0
 _START_TRIES = 3
+_PRIVATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 
 
 #: `app` is the query service, `chat` the chat page.
@@ -110,7 +111,8 @@ class LocalServices:
         self._settings = dict(settings or {})
         self._servers: subprocess.Popen[str] | None = None
         self._children: list[subprocess.Popen[bytes]] = []
-        self._workers: dict[str, subprocess.Popen[bytes]] = {}
+        #: Workers that are not ready yet, each with the length of its log before it started.
+        self._workers: dict[str, tuple[subprocess.Popen[bytes], int]] = {}
         self._names = itertools.count(1)
 
     def start(self) -> Self:
@@ -177,8 +179,10 @@ class LocalServices:
             index: Name of table and queue, where it is not the configured one.
         """
         name = name or f"worker-{next(self._names)}"
+        log = self.folder / f"{name}.log"
+        before = log.stat().st_size if log.exists() else 0
         worker = self._start("indexer", name, "--name", name, *arguments, index=index)
-        self._workers[name] = worker
+        self._workers[name] = worker, before
         return worker
 
     def wait_for_workers(self) -> None:
@@ -189,9 +193,9 @@ class LocalServices:
         """
         deadline = time.monotonic() + START_SECONDS
         while self._workers:
-            name, worker = next(iter(self._workers.items()))
+            name, (worker, before) = next(iter(self._workers.items()))
             log = self.folder / f"{name}.log"
-            if READY in log.read_text(encoding="utf-8"):
+            if READY.encode() in log.read_bytes()[before:]:
                 del self._workers[name]
             elif worker.poll() is not None or time.monotonic() > deadline:
                 del self._workers[name]
@@ -356,7 +360,8 @@ class Nats:
             f"jetstream {{ store_dir: {json.dumps(str(folder / 'data'))} }}",
             f"authorization {{ token: {json.dumps(token)} }}",
         )
-        _private(configuration).write("\n".join(lines))
+        with os.fdopen(os.open(configuration, _PRIVATE, 0o600), "w") as file:
+            file.write("\n".join(lines))
         log = folder / "nats.log"
         with log.open("ab") as output:
             self.process = subprocess.Popen(
@@ -404,7 +409,7 @@ class Postgres:
             raise ConfigurationError(
                 f"There is no PostgreSQL: install it with {INSTALL}."
             ) from None
-        # Left by a process that was killed; with it in the list nobody would be the last to leave.
+        # Remove the stale PID file: pgserver stops only after the last registered PID exits.
         (folder / ".handle_pids.json").unlink(missing_ok=True)
         for attempt in range(_START_TRIES):
             try:
@@ -420,10 +425,6 @@ class Postgres:
     def stop(self) -> None:
         """Stop it."""
         self._server.cleanup()
-
-
-def _private(path: Path) -> IO[str]:
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
