@@ -415,7 +415,8 @@ async def _long_in_hand(queue: Queue, bench: Bench) -> bool:
     """Tell whether a worker has claimed the long file."""
     try:
         await queue.stream.get_last_msg(
-            queue.stream_name("CLAIMS"), queue.subject("CLAIMS", queue_module.subject_key("long.txt"))
+            queue.stream_name("CLAIMS"),
+            queue.subject("CLAIMS", queue_module.subject_key("long.txt")),
         )
     except queue_module.nats.js.errors.NotFoundError:
         return False
@@ -538,6 +539,7 @@ async def test_a_job_that_was_given_up_does_not_share_its_pipeline(bench, monkey
 
         def __init__(self) -> None:
             self._pipeline = make()
+            self.dumps = self._pipeline.dumps
 
         def run(self, *args, **kwargs):
             used.append(self)

@@ -18,6 +18,7 @@ from haystack import Document
 
 from nim_cookbook.errors import (
     ConfigurationError,
+    CookbookError,
     DataError,
     EndpointUnreachable,
     PortInUseError,
@@ -26,17 +27,29 @@ from rag_service import indexer, queue, watch
 from rag_service.counting import Count, expose
 from rag_service.files import FileStore, StoredFile
 from rag_service.local import LocalServices, Nats
+from rag_service.queue import Depth, Job, place
 from rag_service.retry import (
     BATCH,
     TRIES,
     Interrupted,
-    RetryPolicy,
     RetryingEmbedder,
+    RetryPolicy,
     is_outage,
     reason,
 )
-from rag_service.queue import Depth, Job, place
-from rag_service.settings import FILES, INDEX, NATS_URL, STORE_URL, Settings
+from rag_service.settings import (
+    FILES,
+    INDEX,
+    NATS_URL,
+    ORIGINS,
+    START_WAIT,
+    STORE_URL,
+    TOKEN,
+    UPLOAD_MB,
+    ServingSettings,
+    Settings,
+    service_token,
+)
 from rag_service.stores import open_store, store_kind, store_place
 from tests.support import free_port_block
 from tests.unit.embedding_double import DIMENSIONS, HashEmbedder
@@ -47,7 +60,7 @@ NOBODY = "127.0.0.1:9"  # the discard port: nothing listens
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # no .env file
-    for name in (NATS_URL, STORE_URL, FILES, INDEX):
+    for name in (NATS_URL, STORE_URL, FILES, INDEX, UPLOAD_MB, START_WAIT, ORIGINS, TOKEN):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -234,6 +247,28 @@ def test_settings_hide_their_secrets(monkeypatch):
         settings.require(FILES)
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        (TOKEN, "", "is not set"),
+        (TOKEN, "short", "shorter than 32 characters"),
+        (TOKEN, "white space in a token of thirty-two", "white space"),
+        (ORIGINS, "*", r"\* is not allowed"),
+        (ORIGINS, "https://chat.example.com/", "without a slash"),
+        (UPLOAD_MB, "many", "whole number"),
+        (START_WAIT, "-1", "whole number"),
+    ],
+)
+def test_settings_of_the_query_service_are_checked(monkeypatch, variable, value, sentence):
+    monkeypatch.setenv(TOKEN, "fake-token-for-tests-0123456789abcdef")
+    monkeypatch.setenv(ORIGINS, "https://a.example, https://b.example")
+    assert ServingSettings.from_environment().origins == ("https://a.example", "https://b.example")
+    assert service_token()
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(CookbookError, match=f"{variable} .*{sentence}"):
+        (service_token if variable == TOKEN else ServingSettings.from_environment)()
+
+
 def test_which_store_a_url_means():
     assert store_kind("postgresql://h/db") == store_kind("postgres://h/db") == "pgvector"
     assert store_kind("https://qdrant:6333") == "qdrant"
@@ -257,7 +292,7 @@ def test_a_store_that_is_away_is_one_sentence():
 def test_a_store_with_vectors_of_another_length_is_no_outage(tmp_path):
     url = f"file://{tmp_path}/qdrant"
     open_store(url, dimension=3).close()
-    with pytest.raises(ConfigurationError, match="dimension|vector size"):
+    with pytest.raises(ConfigurationError, match=r"dimension|vector size"):
         open_store(url, dimension=4)
 
 
@@ -343,7 +378,7 @@ def test_a_worker_is_not_ready_because_an_earlier_one_was(tmp_path):
     (tmp_path / "again.log").write_text("Ready; from the run before\n")
     services = LocalServices(tmp_path)
     services.start_worker(name="again")  # there is no store for it
-    with pytest.raises(EndpointUnreachable, match="again did not start: .*COOKBOOK_STORE_URL"):
+    with pytest.raises(EndpointUnreachable, match=r"again did not start: .*COOKBOOK_STORE_URL"):
         services.wait_for_workers()
     services.stop()
 

@@ -39,15 +39,15 @@ from rag_service.counting import Count, expose
 from rag_service.delivery import BACKOFF, Delivery
 from rag_service.files import FileStore
 from rag_service.local import READY
+from rag_service.queue import Job, Queue, connect
 from rag_service.retry import (
     Interrupted,
-    RetryPolicy,
     RetryingEmbedder,
     RetryingStore,
+    RetryPolicy,
     is_outage,
     reason,
 )
-from rag_service.queue import Job, Queue, connect
 from rag_service.settings import FILES, STORE_URL, Settings
 from rag_service.stores import open_store
 

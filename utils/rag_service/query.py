@@ -37,7 +37,7 @@ from nim_cookbook.explain import explain
 from nim_cookbook.folders import SUFFIXES
 from nim_cookbook.indexing import SourceFile
 from rag_service.pipelines import load
-from rag_service.serving import ServingSettings
+from rag_service.settings import FILES, STORE_URL, ServingSettings, Settings
 
 #: Takes a file in: stores it and queues its indexing. Called with the file and the name it had.
 Enqueue = Callable[[Path, str], object]
@@ -143,7 +143,6 @@ def enqueue(path: Path, name: str) -> None:
     from rag_service.files import FileStore
     from rag_service.intake import submit
     from rag_service.queue import connect
-    from rag_service.settings import FILES, Settings
 
     files = FileStore(Settings.from_environment().require(FILES))
 
@@ -423,7 +422,6 @@ def as_http(error: BaseException) -> HTTPException:
 
 def _store(api: Endpoints) -> DocumentStore:
     """Open the store of the configuration, for vectors as wide as the embedding model's."""
-    from rag_service.settings import STORE_URL, Settings
     from rag_service.stores import open_store, store_kind
 
     if store_kind(Settings.from_environment().require(STORE_URL)) == "embedded qdrant":
