@@ -261,6 +261,7 @@ def test_settings_hide_their_secrets(monkeypatch):
 )
 def test_settings_of_the_query_service_are_checked(monkeypatch, variable, value, sentence):
     monkeypatch.setenv(TOKEN, "fake-token-for-tests-0123456789abcdef")
+    assert ServingSettings.from_environment().origins == ()
     monkeypatch.setenv(ORIGINS, "https://a.example, https://b.example")
     assert ServingSettings.from_environment().origins == ("https://a.example", "https://b.example")
     assert service_token()

@@ -48,7 +48,7 @@ import httpx
 from nim_cookbook.endpoints import Endpoints
 from nim_cookbook.errors import ConfigurationError, CookbookError, EndpointUnreachable
 from nim_cookbook.models import ROLES
-from rag_service.children import OPTION, STOP_SECONDS, end, stop_with_stdin
+from rag_service.children import OPTION, STOP_SECONDS, end, start, stop_with_stdin
 from rag_service.settings import FILES, INDEX, NATS_URL, STORE_URL
 
 INSTALL = '`pip install "nim-rag-cookbook[serve]"`'
@@ -109,7 +109,7 @@ class LocalServices:
         self.monitoring_url = ""
         self.store_url = ""
         self._settings = dict(settings or {})
-        self._servers: subprocess.Popen[str] | None = None
+        self._servers: subprocess.Popen[bytes] | None = None
         self._children: list[subprocess.Popen[bytes]] = []
         #: Workers that are not ready yet, each with the length of its log before it started.
         self._workers: dict[str, tuple[subprocess.Popen[bytes], int]] = {}
@@ -123,18 +123,13 @@ class LocalServices:
             EndpointUnreachable: One does not start.
         """
         self.files.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "servers.log").open("ab") as log:
-            self._servers = subprocess.Popen(
-                [
-                    *(sys.executable, "-P", "-m", __name__, str(self.folder), OPTION),
-                    *(("--temporary",) if self._temporary else ()),
-                ],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                start_new_session=True,  # an interrupted cell does not interrupt them
-            )
+        self._servers = start(
+            __name__,
+            str(self.folder),
+            *(("--temporary",) if self._temporary else ()),
+            log=self.folder / "servers.log",
+            stdout=subprocess.PIPE,
+        )
         atexit.register(self.stop)
         assert self._servers.stdout is not None
         line = self._servers.stdout.readline()
@@ -145,7 +140,7 @@ class LocalServices:
         except (ValueError, KeyError):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._servers.wait(STOP_SECONDS)  # its last words are written by then
-            said = line.strip() or _last_line(self.folder / "servers.log")
+            said = line.decode().strip() or _last_line(self.folder / "servers.log")
             self.stop()
             raise EndpointUnreachable(
                 f"The local servers did not start: {said.removeprefix('Error: ')}"
@@ -240,20 +235,12 @@ class LocalServices:
         index: str | None,
         settings: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
-        with (self.folder / f"{log}.log").open("ab") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", f"rag_service.{module}", OPTION, *arguments],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={
-                    **os.environ,
-                    **self._settings,
-                    **self.environment(index),
-                    **(settings or {}),
-                },
-                start_new_session=True,  # an interrupted cell does not interrupt it
-            )
+        process = start(
+            f"rag_service.{module}",
+            *arguments,
+            log=self.folder / f"{log}.log",
+            environment={**self._settings, **self.environment(index), **(settings or {})},
+        )
         self._children.append(process)
         return process
 

@@ -111,7 +111,9 @@ class ServingSettings(_Environment):
     @field_validator("origins", mode="before")
     @classmethod
     def _origins(cls, text: Any) -> Any:  # noqa: ANN401
-        origins = re.split(r"[\s,]+", text.strip(" ,\t\r\n"))
+        if not isinstance(text, str):  # the default
+            return text
+        origins = [origin for origin in re.split(r"[\s,]+", text) if origin]
         for origin in origins:
             parts = urlsplit(origin)
             if parts.scheme not in ("http", "https") or not parts.hostname or origin.endswith("/"):
