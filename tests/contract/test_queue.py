@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ import psycopg
 import pytest
 from haystack import Document
 from haystack.document_stores.in_memory import InMemoryDocumentStore
+from haystack_integrations.document_stores.pgvector import PgvectorDocumentStore
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
 
 from nim_cookbook import endpoints, indexing
 from nim_cookbook.endpoints import Endpoint
@@ -89,25 +93,27 @@ class Bench:
     async def submit(self, queue: Queue) -> int:
         return len(await submit_all(queue, self.files, folder_files(self.folder)))
 
+    def worker(self, queue: Queue, store, *, say=print, url: str = "", name: str = "") -> Worker:
+        endpoint = self.endpoint if not url else Endpoint("embedding", url, *_rest(self.endpoint))
+        return Worker(
+            queue,
+            self.files,
+            store,
+            document_embedder(endpoint),
+            settings=self.endpoint.weights,
+            name=name,
+            backoff=QUICK,
+            say=say,
+        )
+
     @contextlib.asynccontextmanager
-    async def workers(self, queue: Queue, count: int = 1, *, url: str = "", grace: float = 20):
+    async def workers(self, queue: Queue, count: int = 1, *, url: str = ""):
         """Run workers in this process; yield what they say."""
         said: list[str] = []
         stores = [self.store() for _ in range(count)]
-        endpoint = self.endpoint if not url else Endpoint("embedding", url, *_rest(self.endpoint))
         made = [
-            Worker(
-                queue,
-                self.files,
-                stores[number],
-                document_embedder(endpoint),
-                settings=self.endpoint.weights,
-                name=f"inside-{number}",
-                grace=grace,
-                backoff=QUICK,
-                say=said.append,
-            )
-            for number in range(count)
+            self.worker(queue, store, say=said.append, url=url, name=f"inside-{number}")
+            for number, store in enumerate(stores)
         ]
         tasks = [asyncio.create_task(worker.run()) for worker in made]
         try:
@@ -414,7 +420,8 @@ async def _long_in_hand(queue: Queue, bench: Bench) -> bool:
     """Tell whether a worker has claimed the long file."""
     try:
         await queue.stream.get_last_msg(
-            queue.stream_name("CLAIMS"), queue.subject("CLAIMS", queue_module.token("long.txt"))
+            queue.stream_name("CLAIMS"),
+            queue.subject("CLAIMS", queue_module.subject_key("long.txt")),
         )
     except queue_module.nats.js.errors.NotFoundError:
         return False
@@ -443,29 +450,90 @@ async def test_sigterm_gives_the_job_back(bench, servers, monkeypatch):
     assert bench.found() == bench.undisturbed()
 
 
-async def test_sigterm_lets_a_short_job_end(bench):
+async def test_a_stop_lets_the_job_in_hand_end(bench):
     bench.write("long.txt", long_text(20))
-    name = f"{bench.index}-stopped"
-    worker = bench.services.start_worker(name=name, index=bench.index)
+    fill(bench, 1)
+    store = bench.store()
     async with bench.connect() as queue:
         await bench.submit(queue)
-        await until(lambda: _long_in_hand(queue, bench))
-        worker.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(worker.wait, 60) == 0
-        assert (await queue.depth()).open == 0
-    assert "1 jobs done" in log(bench, name)
-    assert len(bench.found()) == 20
+        worker = bench.worker(queue, store)
+        task = asyncio.create_task(worker.run())
+        await until(lambda: _in_hand(queue))
+        worker.stop()
+        assert (await task).done == 1
+        assert (await queue.depth()).open == 1
+    store.close()
+
+
+async def _in_hand(queue: Queue) -> bool:
+    return (await queue.depth()).working == 1
 
 
 async def test_a_set_up_job_ends_when_nothing_is_left(bench):
     fill(bench, 2)
+    store = bench.store()
     async with bench.connect() as queue:
         await bench.submit(queue)
-        name = f"{bench.index}-set-up"
-        worker = bench.services.start_worker("--until-empty", name=name, index=bench.index)
-        assert await asyncio.to_thread(worker.wait, 60) == 0
-        assert (await queue.depth()).open == 0
-    assert "2 jobs done" in log(bench, name)
+        count = await bench.worker(queue, store).run(until_empty=True)
+        assert (count.done, (await queue.depth()).open) == (2, 0)
+    store.close()
+    assert bench.found() == bench.undisturbed()
+
+
+class Killed(BaseException):
+    """Ends a worker without any of its clean-up."""
+
+
+def kill_after(monkeypatch, owner: type, name: str, call: int) -> None:
+    """Let a worker die right after a call of a method has done its work."""
+    real, calls = getattr(owner, name), itertools.count(1)
+
+    def count(result):
+        if next(calls) == call:
+            raise Killed
+        return result
+
+    async def awaited(*args, **kwargs):
+        return count(await real(*args, **kwargs))
+
+    def called(*args, **kwargs):
+        return count(real(*args, **kwargs))
+
+    monkeypatch.setattr(owner, name, awaited if asyncio.iscoroutinefunction(real) else called)
+
+
+#: What a worker writes, in this order.
+WRITES = {
+    "claim": (Queue, "put_if", 1),
+    "try": (Queue, "put_if", 2),
+    "passages": (PgvectorDocumentStore, "write_documents", 1),
+    "old passages": (PgvectorDocumentStore, "delete_documents", 1),
+    "acknowledgement": (Msg, "ack_sync", 1),
+    "dead letters": (JetStreamContext, "purge_stream", 1),
+    "end of the try": (Queue, "delete", 1),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+async def test_a_worker_that_dies_after_any_write_loses_and_doubles_nothing(
+    bench, monkeypatch, write
+):
+    bench.write("rules.md", "# Rules\n\n" + long_text(4))
+    async with bench.connect(ack_wait=1) as queue, bench.connect() as other:
+        async with bench.workers(queue):
+            await bench.submit(queue)
+            await queue.until_done(30)
+        bench.write("rules.md", "# Rules\n\nThere is one rule.")
+        await bench.submit(queue)
+        store = bench.store()
+        with monkeypatch.context() as patched:
+            kill_after(patched, *WRITES[write])
+            with pytest.raises(Killed):
+                await bench.worker(queue, store).run()
+        store.close()
+        async with bench.workers(other):
+            await other.until_done(30)
+        assert not await other.dead_letters()
     assert bench.found() == bench.undisturbed()
 
 
@@ -483,6 +551,98 @@ async def test_a_job_that_kills_its_workers_is_given_up(bench):
         (letter,) = await queue.dead_letters()
     assert [one.worker for one in letter.tries] == ["victim-0", "victim-1", "victim-2"]
     assert "ended without a word" in letter.reason
+
+
+async def another_worker_tries(queue: Queue, message, last: int) -> None:
+    """Write the record of a try, as another worker does whose claim is newer."""
+    number = str(message.metadata.sequence.stream)
+    assert await queue.put_if("TRIES", number, b"[]", last)
+
+
+async def test_a_claim_that_is_lost_before_the_try_is_recorded_means_no_work(bench, monkeypatch):
+    fill(bench, 1)
+    async with bench.connect() as queue:
+        await bench.submit(queue)
+        message = await queue.take(10)
+        put = queue.put_if
+
+        async def late(kind, key, body, last):
+            if kind == "TRIES":
+                monkeypatch.undo()
+                await another_worker_tries(queue, message, 0)
+            return await put(kind, key, body, last)
+
+        monkeypatch.setattr(queue, "put_if", late)
+        delivery = Delivery(queue, message, "late")
+        assert not await delivery.begin()
+        await delivery.close()
+        assert (await queue.depth()).working == 0
+
+
+async def test_a_last_failure_after_the_claim_is_lost_makes_no_dead_letter(bench):
+    fill(bench, 1)
+    async with bench.connect() as queue:
+        await bench.submit(queue)
+        message = await queue.take(10)
+        tries = json.dumps([{"worker": "w", "began": "", "reason": "bad"}] * 2).encode()
+        number = str(message.metadata.sequence.stream)
+        assert await queue.put_if("TRIES", number, tries, 0)
+        delivery = Delivery(queue, message, "late")
+        assert await delivery.begin()
+        info = await queue.stream.stream_info(queue.stream_name("TRIES"))
+        await another_worker_tries(queue, message, info.state.last_seq)
+        assert not await delivery.failed("too late")
+        await delivery.close()
+        assert not await queue.dead_letters()
+
+
+async def test_a_job_that_was_given_up_does_not_share_its_pipeline(bench, monkeypatch):
+    held, used = threading.Event(), []
+    make = indexing.preparation
+
+    class Slow:
+        """Converts; the first conversion takes until the test ends."""
+
+        def __init__(self) -> None:
+            self._pipeline = make()
+            self.dumps = self._pipeline.dumps
+
+        def run(self, *args, **kwargs):
+            used.append(self)
+            if len(used) == 1:
+                held.wait(60)
+            return self._pipeline.run(*args, **kwargs)
+
+    monkeypatch.setattr(indexing, "preparation", Slow)
+    monkeypatch.setattr("rag_service.indexer._LAST_CALL", 0.1)
+    fill(bench, 1)
+    async with bench.connect(ack_wait=1) as queue, bench.workers(queue):
+        await bench.submit(queue)
+        await until(lambda: used)
+        claims = queue.stream_name("CLAIMS")
+        await queue.stream.purge_stream(claims)
+        assert await queue.put_if("CLAIMS", queue_module.subject_key("note-0.md"), b"other", 0)
+        await asyncio.sleep(0.6)  # until the worker renews its claim and finds another
+        await queue.stream.purge_stream(claims)
+        try:
+            await queue.until_done(30)
+        finally:
+            held.set()
+    assert len(used) == 2
+    assert used[0] is not used[1]
+
+
+async def test_dead_letters_are_read_one_by_one_over_any_gap(bench):
+    async with bench.connect() as queue:
+        dead = queue.stream_name("DEAD")
+        letter = {"job": {"document": "a", "file": None}, "reason": "bad", "tries": []}
+        for key in ("first", *["again"] * 30):
+            body = json.dumps(letter | {"reason": key}).encode()
+            await queue.stream.publish(queue.subject("DEAD", key), body)
+        asked = queue.client.stats["out_msgs"]
+        assert [one.reason for one in await queue.dead_letters()] == ["first", "again"]
+        assert queue.client.stats["out_msgs"] - asked <= 4
+        assert (await queue.stream.stream_info(dead)).state.last_seq == 31
 
 
 async def test_a_folder_is_followed(bench):
@@ -579,7 +739,7 @@ def test_the_servers_end_with_a_killed_parent(tmp_path):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_five_hundred_files_and_a_killed_worker(bench):
     fill(bench, 500)
     names = [f"{bench.index}-{number}" for number in (1, 2)]

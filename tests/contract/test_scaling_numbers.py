@@ -33,9 +33,10 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from rag_service import app, chart, serving
+from rag_service import app, chart
 from rag_service.local import LocalServices
 from rag_service.queue import Job, Queue, connect
+from rag_service.settings import TOKEN as TOKEN_VARIABLE
 from tests.query_service import Tap, TestedService, environment, index_documents, running
 from tests.support import Servers
 
@@ -144,26 +145,6 @@ async def test_keda_reads_the_queue_as_the_services_do(
         assert not active(keda_lag(where, trigger), trigger)
 
 
-@needs_servers
-@pytest.mark.parametrize("key", ["account", "stream", "consumer"])
-async def test_a_misspelt_name_is_noticed(
-    services: LocalServices, trigger: dict[str, str], key: str
-) -> None:
-    async with connect(services.nats_url, name=INDEX) as queue:
-        await send(queue, 3)
-        where = endpoint(services)
-        assert keda_lag(where, trigger) == (await queue.depth()).open == 3
-        bad = {**trigger, key: f"{trigger[key]}X"}
-        # Of a consumer that is not there KEDA makes a number that never falls.
-        assert keda_lag(where, bad) not in (3, 0)
-        for _ in range(3):
-            message = await queue.take()
-            assert message is not None
-            await message.ack_sync()
-        assert keda_lag(where, trigger) == 0
-        assert keda_lag(where, bad) != 0
-
-
 @dataclass(frozen=True, slots=True)
 class Scrape:
     """How Prometheus reads the autoscaler's metric, followed through the rendered objects.
@@ -210,7 +191,7 @@ def scrape(workers: int | None = None) -> Scrape:
     (wanted,) = [
         entry["valueFrom"]["secretKeyRef"]
         for entry in container["env"]
-        if entry["name"] == serving.TOKEN
+        if entry["name"] == TOKEN_VARIABLE
     ]
     (pods,) = [
         entry["pods"]
@@ -258,7 +239,7 @@ def query_service(
         indexed,
         servers,
         NIM_CHAT_URL=f"http://127.0.0.1:{tap.port}/v1",
-        **{serving.TOKEN: scraped.service_token},
+        **{TOKEN_VARIABLE: scraped.service_token},
     )
     with running(indexed, settings, *scraped.arguments) as service:
         yield service

@@ -23,9 +23,8 @@ import jsonschema
 import pytest
 import yaml
 
-from rag_service import app, guard, indexer, queue, serving
+from rag_service import app, guard, indexer, queue, settings
 from rag_service.chart import manifests, values_file
-from rag_service.settings import INDEX
 
 helm = pytest.importorskip("helm_python", reason="no Helm: install helm-python-sdk")
 kubernetes_validate = pytest.importorskip(
@@ -438,7 +437,7 @@ def check_times(objects: Objects) -> None:
         if name == "query":
             assert needed  # requests still arrive after SIGTERM
             needed += app.GRACE
-            assert patience > int(environment(objects, container)[serving.START_WAIT] or 0)
+            assert patience > int(environment(objects, container)[settings.START_WAIT] or 0)
             ready, live = (
                 container[f"{kind}nessProbe"]["httpGet"]["path"] for kind in ("readi", "live")
             )
@@ -455,7 +454,7 @@ def check_times(objects: Objects) -> None:
 
 def check_scaling(objects: Objects) -> None:
     """KEDA reads the stream and the consumer that the services make, at an address that answers."""
-    index = find(objects, "ConfigMap", "settings")["data"][INDEX]
+    index = find(objects, "ConfigMap", "settings")["data"][settings.INDEX]
     for one in of_kind(objects, "ScaledObject"):
         assert one["spec"]["fallback"]["replicas"]
         (trigger,) = one["spec"]["triggers"]

@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from nim_cookbook.stores import KEY as QDRANT_KEY
-from rag_service import compose, counting, metrics, serving
+from rag_service import compose, counting, metrics, settings
 from rag_service.local import nats_server
 from tests.http_server import listening
 from tests.unit.chart_checks import (
@@ -162,9 +162,9 @@ def test_a_values_file_says_what_it_needs(name: str) -> None:
 
 
 def test_the_token_is_one_that_the_service_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    held = find(rendered("local"), "Secret", "token")["data"][serving.TOKEN]
-    monkeypatch.setenv(serving.TOKEN, base64.b64decode(held).decode())
-    assert serving.service_token()
+    held = find(rendered("local"), "Secret", "token")["data"][settings.TOKEN]
+    monkeypatch.setenv(settings.TOKEN, base64.b64decode(held).decode())
+    assert settings.service_token()
     assert not of_kind(rendered("managed"), "Secret")
 
 

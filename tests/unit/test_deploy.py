@@ -21,7 +21,7 @@ from packaging.utils import canonicalize_name
 from nim_cookbook.errors import CookbookError
 from rag_service import compose
 from rag_service.probe import main as probe
-from rag_service.serving import TOKEN
+from rag_service.settings import TOKEN
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"

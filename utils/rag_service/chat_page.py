@@ -16,7 +16,7 @@ from typing import Any
 import chainlit as cl
 import openai
 
-from rag_service.serving import QUERY_URL, service_token
+from rag_service.settings import QUERY_URL, service_token
 
 GREETING = "Ask about the documents, or attach a file to have it indexed."
 # Seconds; a large model may be slow, and a first answer slower.

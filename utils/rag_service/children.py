@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 #: Seconds that a child has to stop.
 STOP_SECONDS = 20.0
@@ -44,7 +45,34 @@ def stop_cleanly(with_stdin: bool) -> None:
         stop_with_stdin(lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
-def end(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
+def start(
+    module: str,
+    *arguments: str,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    stdout: int | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a module of ours as a child that ends when its standard input does.
+
+    Args:
+        module: Such as `rag_service.app`; it takes `OPTION`.
+        *arguments: Its further arguments.
+        log: Gets its output, after what is there.
+        environment: Variables beside this process's.
+        stdout: `subprocess.PIPE` to read its standard output instead.
+    """
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", module, OPTION, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=output if stdout is None else stdout,
+            stderr=output,
+            env={**os.environ, **(environment or {})},
+            start_new_session=True,  # an interrupted cell does not interrupt it
+        )
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
     """End a child by closing its input, by a signal, or by force."""
     if process.poll() is None:
         process.terminate()

@@ -20,7 +20,7 @@ from pathlib import Path
 from dotenv import dotenv_values
 
 from nim_cookbook.errors import CookbookError
-from rag_service.serving import TOKEN, service_token
+from rag_service.settings import TOKEN, service_token
 
 #: What each profile of the Compose file means, in the variables of `nim_cookbook.endpoints`.
 ENDPOINTS: Mapping[str, Mapping[str, str]] = {

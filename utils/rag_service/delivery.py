@@ -16,7 +16,7 @@ import nats.errors
 import nats.js.errors
 from nats.aio.msg import Msg
 
-from rag_service.queue import TRIES, Job, Queue, Try, now, token
+from rag_service.queue import TRIES, Job, Queue, Try, now, subject_key
 
 #: Seconds before the second try and the third.
 BACKOFF = (2.0, 10.0)
@@ -51,7 +51,7 @@ class Delivery:
         self._worker = worker
         self._backoff = backoff
         self._number = message.metadata.sequence.stream
-        self._token = token(self.job.document)
+        self._key = subject_key(self.job.document)
         self._claim = 0
         self._tries: list[Try] = []
         self._record = 0
@@ -83,7 +83,9 @@ class Delivery:
         if len(self._tries) >= TRIES:
             await self._bury()
             return False
-        await self._write_tries([*self._tries, Try(self._worker, now(), KILLED)])
+        if not await self._write_tries([*self._tries, Try(self._worker, now(), KILLED)]):
+            await self._end(keep_tries=True)
+            return False
         return True
 
     async def done(self) -> None:
@@ -91,19 +93,20 @@ class Delivery:
         with contextlib.suppress(nats.errors.Error, TimeoutError):
             await self._message.ack_sync(timeout=5)
         await self._queue.stream.purge_stream(
-            self._queue.stream_name("DEAD"), subject=self._queue.subject("DEAD", self._token)
+            self._queue.stream_name("DEAD"), subject=self._queue.subject("DEAD", self._key)
         )
         await self._end()
 
     async def failed(self, reason: str) -> bool:
         """Record a failed try; return whether the job is a dead letter now."""
-        self._tries[-1] = replace(self._tries[-1], reason=reason)
-        await self._write_tries(self._tries)
-        if len(self._tries) >= TRIES:
+        tries = [*self._tries[:-1], replace(self._tries[-1], reason=reason)]
+        if not await self._write_tries(tries):  # another worker has the job
+            await self._end(keep_tries=True)
+            return False
+        if len(tries) >= TRIES:
             await self._bury()
             return True
-        delay = self._backoff[min(len(self._tries), len(self._backoff)) - 1]
-        await self._message.nak(delay=delay)
+        await self._message.nak(delay=self._backoff[min(len(tries), len(self._backoff)) - 1])
         await self._end(keep_tries=True)
         return False
 
@@ -122,7 +125,7 @@ class Delivery:
         return len(self._tries)
 
     async def _claimed(self) -> bool:
-        number = await self._queue.put_if("CLAIMS", self._token, self._worker.encode(), 0)
+        number = await self._queue.put_if("CLAIMS", self._key, self._worker.encode(), 0)
         self._claim = number or 0
         return bool(number)
 
@@ -141,13 +144,15 @@ class Delivery:
             self._tries = [Try(**one) for one in json.loads(found.data or b"[]")]
             self._record = found.seq or 0
 
-    async def _write_tries(self, tries: list[Try]) -> None:
+    async def _write_tries(self, tries: list[Try]) -> bool:
+        """Record the tries; return False when another worker has, as the claim had run out."""
         body = json.dumps([asdict(one) for one in tries]).encode()
         number = await self._queue.put_if("TRIES", str(self._number), body, self._record)
-        if number is None:  # another worker has written: the claim had run out
+        if number is None:
             self.lost.set()
-            return
+            return False
         self._tries, self._record = tries, number
+        return True
 
     async def _bury(self) -> None:
         """Make a dead letter, then take the job out of the queue."""
@@ -157,7 +162,7 @@ class Delivery:
             "tries": [asdict(one) for one in self._tries],
         }
         await self._queue.stream.publish(
-            self._queue.subject("DEAD", self._token), json.dumps(letter, default=str).encode()
+            self._queue.subject("DEAD", self._key), json.dumps(letter, default=str).encode()
         )
         with contextlib.suppress(nats.errors.Error, TimeoutError):
             await self._message.ack_sync(timeout=5)
@@ -197,11 +202,11 @@ class Delivery:
         if not self._claim:
             return
         claim = self._worker.encode()
-        number = await self._queue.put_if("CLAIMS", self._token, claim, self._claim)
+        number = await self._queue.put_if("CLAIMS", self._key, claim, self._claim)
         if number is None:
             # This process stood still for too long. If nobody has the document, and nobody has
             # done the job meanwhile, all is as it was.
-            number = await self._queue.put_if("CLAIMS", self._token, claim, 0)
+            number = await self._queue.put_if("CLAIMS", self._key, claim, 0)
             self._claim = number or 0
             if number is None or not await self._is_current():
                 self.lost.set()

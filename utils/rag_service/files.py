@@ -3,6 +3,9 @@
 Messages stay small, the same content is stored once under whatever names it arrives, and a reader
 notices at once when the bytes are not those that were queued. The place is a folder, or whatever
 fsspec knows by URL (`s3://bucket/files` with s3fs installed).
+
+Files are not deleted with their documents: another document, a waiting job or a dead letter may
+have the same content. Where room is short, delete files older than the oldest open job.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ UPLOADS = frozenset({"/v1/files", "/files"})
 BODY = 1024 * 1024
 
 
-class Guard:
-    """ASGI middleware that refuses requests before any route sees them.
+class BearerAuthMiddleware:
+    """ASGI middleware that refuses requests without the token, too large ones, and shut paths.
 
     It is to stand inside the CORS middleware, so that a browser may read why it was refused.
     """

@@ -24,7 +24,7 @@ from rag_service.query import Service, service
 #: Seconds for which an answer is good.
 KEPT = 2.0
 #: Seconds for one check.
-PATIENCE = 3.0
+TIMEOUT = 3.0
 
 Check = Callable[[], Awaitable[bool]]
 
@@ -72,7 +72,7 @@ def service_checks(shared: Service) -> dict[str, Check]:
 
 async def _checked(check: Check) -> bool:
     try:
-        return await asyncio.wait_for(check(), PATIENCE)
+        return await asyncio.wait_for(check(), TIMEOUT)
     except Exception:  # whatever a client raises, the answer is no
         return False
 
@@ -84,7 +84,7 @@ def _endpoint_check(endpoint: Endpoint, hosted: bool) -> Check:
     headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
 
     async def check() -> bool:
-        async with httpx.AsyncClient(headers=headers, timeout=PATIENCE, trust_env=hosted) as client:
+        async with httpx.AsyncClient(headers=headers, timeout=TIMEOUT, trust_env=hosted) as client:
             return (await client.get(url)).status_code == 200
 
     return check
@@ -102,7 +102,7 @@ def _store_check() -> Check:
 
         async def postgres() -> bool:
             async with await psycopg.AsyncConnection.connect(
-                url, connect_timeout=int(PATIENCE)
+                url, connect_timeout=int(TIMEOUT)
             ) as connection:
                 return await (await connection.execute("SELECT 1")).fetchone() == (1,)
 
@@ -111,7 +111,7 @@ def _store_check() -> Check:
     async def qdrant() -> bool:
         key = os.environ.get(KEY, "").strip()
         headers = {"api-key": key} if key else {}
-        async with httpx.AsyncClient(headers=headers, timeout=PATIENCE) as client:
+        async with httpx.AsyncClient(headers=headers, timeout=TIMEOUT) as client:
             return (await client.get(f"{url.rstrip('/')}/readyz")).status_code == 200
 
     return qdrant

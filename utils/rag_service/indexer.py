@@ -39,15 +39,15 @@ from rag_service.counting import Count, expose
 from rag_service.delivery import BACKOFF, Delivery
 from rag_service.files import FileStore
 from rag_service.local import READY
-from rag_service.patience import (
+from rag_service.queue import Job, Queue, connect
+from rag_service.retry import (
     Interrupted,
-    Patience,
-    PatientEmbedder,
-    PatientStore,
+    RetryingEmbedder,
+    RetryingStore,
+    RetryPolicy,
     is_outage,
     reason,
 )
-from rag_service.queue import Job, Queue, connect
 from rag_service.settings import FILES, STORE_URL, Settings
 from rag_service.stores import open_store
 
@@ -176,15 +176,16 @@ class Worker:
             Interrupted: The job is to be given back.
         """
         interrupted = threading.Event()
-        patience = Patience(interrupted, self._say, hurried=self._stopping)
-        task = asyncio.create_task(asyncio.to_thread(self._do, delivery.job, patience))
+        policy = RetryPolicy(interrupted, self._say, hurried=self._stopping)
+        task = asyncio.create_task(asyncio.to_thread(self._do, delivery.job, policy))
         task.add_done_callback(_seen)
         watch = asyncio.create_task(self._interrupt(delivery, interrupted))
         try:
             await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
                 await asyncio.wait({task}, timeout=_LAST_CALL)
-            if not task.done():  # in the middle of a long conversion; the process ends soon
+            if not task.done():  # in the middle of a long conversion, which cannot be stopped
+                self._preparation = indexing.preparation()  # a pipeline runs one job at a time
                 raise Interrupted
             return task.result()
         finally:
@@ -199,7 +200,7 @@ class Worker:
                 left -= 0.05
         interrupted.set()
 
-    def _do(self, job: Job, patience: Patience) -> str:
+    def _do(self, job: Job, policy: RetryPolicy) -> str:
         """Bring the store up to date with one job.
 
         Returns:
@@ -209,24 +210,25 @@ class Worker:
             DataError: The file cannot be read.
         """
         if job.file is None:
-            self._update(patience, [], [job.document])
+            self._update(policy, [], [job.document])
             return "removed"
         with self._files.fetched(job.file, job.name) as path:
             source = SourceFile(job.document, path, job.meta)
-            outcome = self._update(patience, [source], []).outcomes[0]
+            outcome = self._update(policy, [source], []).outcomes[0]
         if outcome.status == "skipped":
             raise DataError(outcome.note)
         return f"{outcome.status}, {outcome.passages} passages, {outcome.embedded} embedded"
 
     def _update(
-        self, patience: Patience, files: list[SourceFile], gone: list[str]
+        self, policy: RetryPolicy, files: list[SourceFile], gone: list[str]
     ) -> indexing.Report:
+        policy.check()
         return indexing.update(
-            PatientStore(self._store, patience),
+            RetryingStore(self._store, policy),
             files,
             gone=gone,
             preparation=self._preparation,
-            embedder=PatientEmbedder(self._embedder, patience),
+            embedder=RetryingEmbedder(self._embedder, policy),
             settings=self._settings,
         )
 

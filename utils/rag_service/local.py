@@ -41,14 +41,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, Self
+from typing import Literal, Self
 
 import httpx
 
 from nim_cookbook.endpoints import Endpoints
 from nim_cookbook.errors import ConfigurationError, CookbookError, EndpointUnreachable
 from nim_cookbook.models import ROLES
-from rag_service.children import OPTION, STOP_SECONDS, end, stop_with_stdin
+from rag_service.children import OPTION, STOP_SECONDS, end, start, stop_with_stdin
 from rag_service.settings import FILES, INDEX, NATS_URL, STORE_URL
 
 INSTALL = '`pip install "nim-rag-cookbook[serve]"`'
@@ -57,6 +57,7 @@ READY = "Ready; "
 #: Seconds that servers and services have to start.
 START_SECONDS = 120.0
 _START_TRIES = 3
+_PRIVATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 
 
 #: `app` is the query service, `chat` the chat page.
@@ -108,9 +109,10 @@ class LocalServices:
         self.monitoring_url = ""
         self.store_url = ""
         self._settings = dict(settings or {})
-        self._servers: subprocess.Popen[str] | None = None
+        self._servers: subprocess.Popen[bytes] | None = None
         self._children: list[subprocess.Popen[bytes]] = []
-        self._workers: dict[str, subprocess.Popen[bytes]] = {}
+        #: Workers that are not ready yet, each with the length of its log before it started.
+        self._workers: dict[str, tuple[subprocess.Popen[bytes], int]] = {}
         self._names = itertools.count(1)
 
     def start(self) -> Self:
@@ -121,18 +123,13 @@ class LocalServices:
             EndpointUnreachable: One does not start.
         """
         self.files.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "servers.log").open("ab") as log:
-            self._servers = subprocess.Popen(
-                [
-                    *(sys.executable, "-P", "-m", __name__, str(self.folder), OPTION),
-                    *(("--temporary",) if self._temporary else ()),
-                ],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                start_new_session=True,  # an interrupted cell does not interrupt them
-            )
+        self._servers = start(
+            __name__,
+            str(self.folder),
+            *(("--temporary",) if self._temporary else ()),
+            log=self.folder / "servers.log",
+            stdout=subprocess.PIPE,
+        )
         atexit.register(self.stop)
         assert self._servers.stdout is not None
         line = self._servers.stdout.readline()
@@ -143,7 +140,7 @@ class LocalServices:
         except (ValueError, KeyError):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._servers.wait(STOP_SECONDS)  # its last words are written by then
-            said = line.strip() or _last_line(self.folder / "servers.log")
+            said = line.decode().strip() or _last_line(self.folder / "servers.log")
             self.stop()
             raise EndpointUnreachable(
                 f"The local servers did not start: {said.removeprefix('Error: ')}"
@@ -177,8 +174,10 @@ class LocalServices:
             index: Name of table and queue, where it is not the configured one.
         """
         name = name or f"worker-{next(self._names)}"
+        log = self.folder / f"{name}.log"
+        before = log.stat().st_size if log.exists() else 0
         worker = self._start("indexer", name, "--name", name, *arguments, index=index)
-        self._workers[name] = worker
+        self._workers[name] = worker, before
         return worker
 
     def wait_for_workers(self) -> None:
@@ -189,9 +188,9 @@ class LocalServices:
         """
         deadline = time.monotonic() + START_SECONDS
         while self._workers:
-            name, worker = next(iter(self._workers.items()))
+            name, (worker, before) = next(iter(self._workers.items()))
             log = self.folder / f"{name}.log"
-            if READY in log.read_text(encoding="utf-8"):
+            if READY.encode() in log.read_bytes()[before:]:
                 del self._workers[name]
             elif worker.poll() is not None or time.monotonic() > deadline:
                 del self._workers[name]
@@ -236,20 +235,12 @@ class LocalServices:
         index: str | None,
         settings: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
-        with (self.folder / f"{log}.log").open("ab") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", f"rag_service.{module}", OPTION, *arguments],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={
-                    **os.environ,
-                    **self._settings,
-                    **self.environment(index),
-                    **(settings or {}),
-                },
-                start_new_session=True,  # an interrupted cell does not interrupt it
-            )
+        process = start(
+            f"rag_service.{module}",
+            *arguments,
+            log=self.folder / f"{log}.log",
+            environment={**self._settings, **self.environment(index), **(settings or {})},
+        )
         self._children.append(process)
         return process
 
@@ -356,7 +347,8 @@ class Nats:
             f"jetstream {{ store_dir: {json.dumps(str(folder / 'data'))} }}",
             f"authorization {{ token: {json.dumps(token)} }}",
         )
-        _private(configuration).write("\n".join(lines))
+        with os.fdopen(os.open(configuration, _PRIVATE, 0o600), "w") as file:
+            file.write("\n".join(lines))
         log = folder / "nats.log"
         with log.open("ab") as output:
             self.process = subprocess.Popen(
@@ -404,7 +396,7 @@ class Postgres:
             raise ConfigurationError(
                 f"There is no PostgreSQL: install it with {INSTALL}."
             ) from None
-        # Left by a process that was killed; with it in the list nobody would be the last to leave.
+        # Remove the stale PID file: pgserver stops only after the last registered PID exits.
         (folder / ".handle_pids.json").unlink(missing_ok=True)
         for attempt in range(_START_TRIES):
             try:
@@ -420,10 +412,6 @@ class Postgres:
     def stop(self) -> None:
         """Stop it."""
         self._server.cleanup()
-
-
-def _private(path: Path) -> IO[str]:
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

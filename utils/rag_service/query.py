@@ -26,8 +26,6 @@ from fastapi_openai_compat import ChatCompletion, Choice, Message
 from hayhooks import BasePipelineWrapper, async_streaming_generator
 from haystack import Document, Pipeline
 from haystack.document_stores.types import DocumentStore
-from haystack.utils import Secret
-from haystack_integrations.components.embedders.nvidia import NvidiaTextEmbedder
 from pydantic import BaseModel, Field
 
 from nim_cookbook.answering import answer_of, citation, page
@@ -37,7 +35,7 @@ from nim_cookbook.explain import explain
 from nim_cookbook.folders import SUFFIXES
 from nim_cookbook.indexing import SourceFile
 from rag_service.pipelines import load
-from rag_service.serving import ServingSettings
+from rag_service.settings import FILES, STORE_URL, ServingSettings, Settings
 
 #: Takes a file in: stores it and queues its indexing. Called with the file and the name it had.
 Enqueue = Callable[[Path, str], object]
@@ -143,7 +141,6 @@ def enqueue(path: Path, name: str) -> None:
     from rag_service.files import FileStore
     from rag_service.intake import submit
     from rag_service.queue import connect
-    from rag_service.settings import FILES, Settings
 
     files = FileStore(Settings.from_environment().require(FILES))
 
@@ -240,7 +237,11 @@ class Ask(BasePipelineWrapper):
     def run_file_upload(
         self, filename: str | None, content_type: str | None, content: bytes, purpose: str
     ) -> dict[str, Any]:
-        """Take a file in; the answer says that it is queued, not that it is indexed."""
+        """Take a file in; the answer says that it is queued, not that it is indexed.
+
+        The name identifies the document: a file of the same name, whoever sends it, is a new
+        version. All who have the token share one index; give each group of users an index.
+        """
         name = file_name(filename)
         if not content:
             raise HTTPException(422, f"{name} is empty.")
@@ -423,7 +424,7 @@ def as_http(error: BaseException) -> HTTPException:
 
 def _store(api: Endpoints) -> DocumentStore:
     """Open the store of the configuration, for vectors as wide as the embedding model's."""
-    from rag_service.settings import STORE_URL, Settings
+    from rag_service.indexer import dimension, document_embedder
     from rag_service.stores import open_store, store_kind
 
     if store_kind(Settings.from_environment().require(STORE_URL)) == "embedded qdrant":
@@ -431,10 +432,5 @@ def _store(api: Endpoints) -> DocumentStore:
             f"{STORE_URL} is a folder, which one process alone can open, and a service does not "
             "index in its own process: set it to a PostgreSQL or Qdrant server."
         )
-    embedder = NvidiaTextEmbedder(
-        model=api.embedding.model,
-        api_url=api.embedding.url,
-        api_key=Secret.from_env_var(api.embedding.key_variable),
-    )
-    width = len(embedder.run("How wide is a vector?")["embedding"])
+    width = dimension(document_embedder(api.embedding), wait=0)
     return open_store(dimension=width)

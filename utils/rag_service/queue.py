@@ -1,19 +1,18 @@
 """The queue: files to be indexed as jobs in NATS JetStream, and the dead letters.
 
-Four streams, all made by `connect`:
+`connect` makes four streams:
 
 - `<name>_JOBS`, a work queue with one subject per document. It holds at most one job of a document:
-  a newer version replaces the one that waits, and a worker that has the older one in hand finds
-  that out before it writes.
-- `<name>_CLAIMS`: who works on which document. A claim expires when its worker no longer renews it,
-  so no two workers write the same document at the same time.
-- `<name>_TRIES`: what went wrong with a job so far. A try is recorded before it begins, so that a
-  worker that is killed has left a trace.
+  a newer version replaces the one that waits.
+- `<name>_CLAIMS`: which worker has which document, so that no two write the same one. A claim
+  expires when its worker no longer renews it. A key-value bucket would not do: it keeps a marker
+  for each deleted claim, and `depth` counts claims.
+- `<name>_TRIES`: the tries of a job. JetStream's `max_deliver` would not do: it also counts jobs
+  that are given back at a restart, and keeps no reasons.
 - `<name>_DEAD`: jobs that failed `TRIES` times, each with its file, hash and reasons, until
-  somebody sends them again, drops them, or a later version of the file goes well.
+  somebody sends them again, drops them, or a later version of the file is indexed.
 
-`python -m rag_service.queue` shows the depth and the dead letters, and sends dead letters
-again.
+`python -m rag_service.queue` shows the depth and the dead letters, and sends dead letters again.
 """
 
 from __future__ import annotations
@@ -37,13 +36,7 @@ import nats.js.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
-from nats.js.api import (
-    AckPolicy,
-    ConsumerConfig,
-    DiscardPolicy,
-    RetentionPolicy,
-    StreamConfig,
-)
+from nats.js.api import AckPolicy, ConsumerConfig, Header, RetentionPolicy, StreamConfig
 
 from nim_cookbook.errors import CookbookError, DataError, EndpointUnreachable
 from rag_service.files import StoredFile
@@ -58,9 +51,10 @@ TRIES = 3
 ACK_WAIT = 30.0
 #: How long the record of failed tries is kept, in seconds.
 TRIES_KEPT = 7 * 86_400.0
-# The header by which JetStream writes only if nobody else has written since.
-_EXPECTED = "Nats-Expected-Last-Subject-Sequence"
+# JetStream's error codes for "there is another record than the expected one".
 _WRONG_SEQUENCE = frozenset({10071, 10164})
+
+Kind = Literal["JOBS", "CLAIMS", "TRIES", "DEAD"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,13 +192,13 @@ class Queue:
         self.stream: JetStreamContext = client.jetstream(timeout=10)
         self._subscription: JetStreamContext.PullSubscription | None = None
 
-    def stream_name(self, kind: Literal["JOBS", "CLAIMS", "TRIES", "DEAD"]) -> str:
+    def stream_name(self, kind: Kind) -> str:
         """Return a stream's name."""
         return f"{self.name.upper()}_{kind}"
 
-    def subject(self, kind: Literal["JOBS", "CLAIMS", "TRIES", "DEAD"], token: str) -> str:
+    def subject(self, kind: Kind, key: str) -> str:
         """Return the subject of one document (or job) in a stream."""
-        return f"{self.name}.{kind.lower()}.{token}"
+        return f"{self.name}.{kind.lower()}.{key}"
 
     async def set_up(self, ack_wait: float | None) -> None:
         """Make streams and consumer, or bring them to these settings.
@@ -245,7 +239,7 @@ class Queue:
         """
         try:
             answer = await self.stream.publish(
-                self.subject("JOBS", token(job.document)), job.encoded()
+                self.subject("JOBS", subject_key(job.document)), job.encoded()
             )
         except (nats.errors.Error, TimeoutError) as error:
             raise EndpointUnreachable(
@@ -311,13 +305,18 @@ class Queue:
 
     async def dead_letters(self) -> list[DeadLetter]:
         """Return the dead letters, oldest first."""
-        info = await self.stream.stream_info(self.stream_name("DEAD"))
+        stream, number = self.stream_name("DEAD"), 0
         letters: list[DeadLetter] = []
-        if not info.state.messages:
-            return letters
-        for number in range(info.state.first_seq, info.state.last_seq + 1):
-            with contextlib.suppress(nats.js.errors.NotFoundError):
-                letters.append(await self._letter(number))
+        with contextlib.suppress(nats.js.errors.NotFoundError):  # there are no more
+            while True:
+                message = await self.stream.get_msg(
+                    stream, seq=number + 1, subject=self.subject("DEAD", "*"), next=True
+                )
+                number = message.seq or 0
+                values = json.loads(message.data or b"{}")
+                job = Job.decoded(json.dumps(values["job"]).encode())
+                tries = tuple(Try(**one) for one in values["tries"])
+                letters.append(DeadLetter(number, job, values["reason"], tries))
         return letters
 
     async def send_again(self, letter: DeadLetter) -> int:
@@ -343,28 +342,26 @@ class Queue:
             return None
 
     async def put_if(
-        self, kind: Literal["CLAIMS", "TRIES"], token: str, body: bytes, last: int
+        self, kind: Literal["CLAIMS", "TRIES"], key: str, body: bytes, last: int
     ) -> int | None:
         """Write a record unless somebody else has.
 
         Args:
             kind: The stream.
-            token: The record's name.
-            body: What to write.
+            key: The record's name.
+            body: Its content.
             last: Number of the record that it replaces; 0 when there must be none.
 
         Returns:
             The new record's number; None when there was another than `last`.
         """
+        headers = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(last)}
         try:
-            answer = await self.stream.publish(
-                self.subject(kind, token), body, headers={_EXPECTED: str(last)}
-            )
+            return (await self.stream.publish(self.subject(kind, key), body, headers=headers)).seq
         except nats.js.errors.APIError as error:
             if error.err_code in _WRONG_SEQUENCE:
                 return None
             raise
-        return answer.seq
 
     async def delete(self, kind: Literal["CLAIMS", "TRIES"], number: int) -> None:
         """Delete one record, if it is still there."""
@@ -378,7 +375,7 @@ class Queue:
 
     async def _stream(
         self,
-        kind: Literal["JOBS", "CLAIMS", "TRIES", "DEAD"],
+        kind: Kind,
         retention: RetentionPolicy = RetentionPolicy.LIMITS,
         max_age: float | None = None,
     ) -> None:
@@ -386,7 +383,6 @@ class Queue:
             name=self.stream_name(kind),
             subjects=[self.subject(kind, "*")],
             retention=retention,
-            discard=DiscardPolicy.OLD,
             max_msgs_per_subject=1,
             max_age=max_age,
         )
@@ -395,19 +391,9 @@ class Queue:
         except nats.js.errors.BadRequestError:  # it is there, with other settings
             await self.stream.update_stream(config)
 
-    async def _letter(self, number: int) -> DeadLetter:
-        message = await self.stream.get_msg(self.stream_name("DEAD"), number)
-        values = json.loads(message.data or b"{}")
-        return DeadLetter(
-            number,
-            Job.decoded(json.dumps(values["job"]).encode()),
-            values["reason"],
-            tuple(Try(**one) for one in values["tries"]),
-        )
 
-
-def token(document: str) -> str:
-    """Return the part of a subject that stands for a document; ids may hold any character."""
+def subject_key(document: str) -> str:
+    """Return a document's id as part of a subject; ids may hold any character."""
     return hashlib.sha256(document.encode()).hexdigest()[:32]
 
 

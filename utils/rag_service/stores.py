@@ -14,7 +14,7 @@ import random
 import re
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from haystack import Document
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from haystack_integrations.document_stores.qdrant import QdrantDocumentStore
 
 Kind = Literal["pgvector", "qdrant", "embedded qdrant"]
+Store = TypeVar("Store", bound=Any)
 
 #: Two processes that make the same table at the same time disturb each other; one tries again.
 SET_UP_TRIES = 5
@@ -93,8 +94,8 @@ def open_store(
             answers. Without, the store connects at its first use.
 
     Raises:
-        ConfigurationError: The URL or the name cannot be used, or the store holds vectors of
-            another length.
+        ConfigurationError: The URL, the name or the store cannot be used; the store holds vectors
+            of another length, for example.
         EndpointUnreachable: The store does not answer.
     """
     settings = Settings.from_environment()
@@ -108,14 +109,14 @@ def open_store(
     kind = store_kind(url)
     if kind == "pgvector":
         secret = Secret.from_token(url) if given else Secret.from_env_var(STORE_URL)
-        postgres = _pgvector(secret, index, dimension)
-        if set_up:
-            _answering(lambda: _set_up_pgvector(postgres), url, postgres.close)
-        return postgres
-    qdrant = _qdrant(kind, url, index, dimension)
-    if set_up:
-        _answering(qdrant.count_documents, url, qdrant.close)
-    return qdrant
+        return _opened(
+            lambda: _pgvector(secret, index, dimension), _set_up_pgvector if set_up else None, url
+        )
+    return _opened(
+        lambda: _qdrant(kind, url, index, dimension),
+        (lambda store: store.count_documents()) if set_up else None,
+        url,
+    )
 
 
 def embedding_retriever(store: DocumentStore, top_k: int = 10) -> Retriever:
@@ -144,7 +145,7 @@ def _pgvector(secret: Secret, index: str, dimension: int) -> PgvectorDocumentSto
         table_name=index,
         embedding_dimension=dimension,
         search_strategy="hnsw",
-        # A schema's indexes share one space of names: the defaults would admit one table only.
+        # PostgreSQL index names are unique per schema: the defaults would admit one table only.
         hnsw_index_name=f"{index}_hnsw",
         keyword_index_name=f"{index}_keyword",
     )
@@ -198,41 +199,40 @@ def _set_up_pgvector(store: PgvectorDocumentStore) -> None:
         )
 
 
-def _answering(call: Callable[[], object], url: str, close: Callable[[], object]) -> None:
-    """Call until it works; another process may just be making the same table.
+def _opened(make: Callable[[], Store], set_up: Callable[[Store], object] | None, url: str) -> Store:
+    """Make a store and set it up; another process may be making the same table.
 
-    Args:
-        call: Sets a store up.
-        url: The store's, for the message.
-        close: Closes the store when it is of no use.
+    A store whose set-up failed is made anew: a Qdrant store checks its collection only once.
 
     Raises:
-        ConfigurationError: As the call raises it.
-        EndpointUnreachable: It does not work.
+        ConfigurationError: The store answers and cannot be used.
+        EndpointUnreachable: It does not answer.
     """
+    from rag_service.retry import is_outage
+
     for attempt in range(SET_UP_TRIES):
+        store = make()
         try:
-            call()
-            return
-        except ConfigurationError:
-            close()
-            raise
+            if set_up is not None:
+                set_up(store)
+            return store
         except Exception as error:  # each client has kinds of its own
-            if attempt + 1 < SET_UP_TRIES and not _is_absence(error):
-                time.sleep(random.uniform(0.05, 0.3) * (attempt + 1))
-                continue
-            close()
-            raise EndpointUnreachable(
-                f"The document store at {store_place(url)} does not answer "
-                f"({_first_line(error)}): start it, or correct {STORE_URL}."
-            ) from error
-
-
-def _is_absence(error: BaseException) -> bool:
-    """Tell a server that is not there from one that is busy with another process's set-up."""
-    from rag_service.patience import is_outage
-
-    return is_outage(error)
+            store.close()
+            if isinstance(error, ConfigurationError):
+                raise
+            why = f"The document store at {store_place(url)} {{}} ({_first_line(error)})"
+            conflict = getattr(error, "status_code", None) == 409
+            if is_outage(error) and not conflict:
+                raise EndpointUnreachable(
+                    f"{why.format('does not answer')}: start it, or correct {STORE_URL}."
+                ) from error
+            if isinstance(error, ValueError) or attempt + 1 == SET_UP_TRIES:
+                raise ConfigurationError(
+                    f"{why.format('cannot be used')}: correct {STORE_URL}, or set {INDEX} to "
+                    "another name."
+                ) from error
+            time.sleep(random.uniform(0.05, 0.3) * (attempt + 1))
+    raise AssertionError("the last try returns or raises")
 
 
 def _first_line(error: BaseException) -> str:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nim_cookbook.errors import CookbookError, DataError, EndpointUnreachable
+from nim_cookbook.errors import CookbookError, DataError
 from nim_cookbook.folders import read_folder
 from rag_service.files import FileStore
 from rag_service.intake import remove, submit
@@ -26,8 +26,9 @@ from rag_service.settings import FILES, NATS_URL, Settings
 #: Seconds between two looks at the folder.
 EVERY = 1.0
 
-#: Time of the last change in nanoseconds and size in bytes, by path.
-Look = dict[Path, tuple[int, int]]
+#: Times of the last changes of content and of permissions in nanoseconds, and size in bytes.
+State = tuple[int, int, int]
+Look = dict[Path, State]
 
 
 class DropFolder:
@@ -76,6 +77,7 @@ class DropFolder:
             every: Seconds between two looks.
         """
         before: Look = {}
+        fault = ""
         while True:
             seen = await asyncio.to_thread(self._look)
             steady = {path: state for path, state in seen.items() if before.get(path) == state}
@@ -84,8 +86,11 @@ class DropFolder:
                 await self._send(steady)
                 for path in vanished:
                     await self._vanish(path)
-            except EndpointUnreachable as error:  # the next look tries again
-                self._say(str(error))
+                fault = ""
+            except (CookbookError, OSError) as error:  # the next look tries again
+                if str(error) != fault:
+                    fault = str(error)
+                    self._say(fault)
             before = seen
             await asyncio.sleep(every)
 
@@ -96,7 +101,7 @@ class DropFolder:
             with contextlib.suppress(OSError):  # it has just vanished
                 if path.is_file() and not any(part.startswith(".") for part in parts):
                     state = path.stat()
-                    seen[path] = (state.st_mtime_ns, state.st_size)
+                    seen[path] = (state.st_mtime_ns, state.st_ctime_ns, state.st_size)
         return seen
 
     async def _send(self, seen: Look) -> int:
@@ -112,12 +117,12 @@ class DropFolder:
             else:
                 try:
                     await submit(self._queue, self._files, source)
-                except DataError as error:
+                except DataError as error:  # until the file changes
                     self._say(str(error))
-                    continue
-                self._documents[path] = source.document
-                jobs += 1
-                self._say(f"{source.document}: sent")
+                else:
+                    self._documents[path] = source.document
+                    jobs += 1
+                    self._say(f"{source.document}: sent")
             self._sent[path] = state
         return jobs
 

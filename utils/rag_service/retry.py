@@ -33,7 +33,7 @@ class Interrupted(Exception):
     """The work in hand is given up: the worker stops, or has lost its claim on the document."""
 
 
-class Patience:
+class RetryPolicy:
     """Calls what may be away for a while."""
 
     def __init__(
@@ -100,20 +100,20 @@ class Patience:
                 return asked == 1
 
 
-class PatientEmbedder:
+class RetryingEmbedder:
     """Embeds batch by batch, so that an outage or a stop costs one batch and not a long file."""
 
-    def __init__(self, embedder: Embedder, patience: Patience) -> None:
+    def __init__(self, embedder: Embedder, policy: RetryPolicy) -> None:
         """Take an embedder, and what waits for it."""
         self._embedder = embedder
-        self._patience = patience
+        self._policy = policy
 
     def run(self, documents: list[Document]) -> Mapping[str, Any]:
         """Return `{"documents": documents with an embedding each}`."""
         embedded: list[Document] = []
         for start in range(0, len(documents), BATCH):
             some = documents[start : start + BATCH]
-            embedded += self._patience.call(
+            embedded += self._policy.call(
                 "The embedding endpoint",
                 lambda some=some: list(self._embedder.run(documents=some)["documents"]),  # type: ignore[misc]
                 lambda: self._embedder.run(documents=[Document(content="Are you there?")]),
@@ -121,13 +121,13 @@ class PatientEmbedder:
         return {"documents": embedded}
 
 
-class PatientStore:
+class RetryingStore:
     """A document store that is waited for; what `nim_cookbook.indexing.update` needs of one."""
 
-    def __init__(self, store: DocumentStore, patience: Patience) -> None:
+    def __init__(self, store: DocumentStore, policy: RetryPolicy) -> None:
         """Take a store, and what waits for it."""
         self._store = store
-        self._patience = patience
+        self._policy = policy
 
     def count_documents(self) -> int:
         """Return how many documents the store holds."""
@@ -157,7 +157,7 @@ class PatientStore:
         raise NotImplementedError
 
     def _call(self, function: Callable[[], T]) -> T:
-        return self._patience.call("The document store", function, self._store.count_documents)
+        return self._policy.call("The document store", function, self._store.count_documents)
 
 
 def is_outage(error: BaseException) -> bool:
