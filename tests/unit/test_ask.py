@@ -272,13 +272,6 @@ def test_a_damaged_index_is_one_sentence_and_can_be_rebuilt(
     assert len(session.models.embedded) == 5
 
 
-def test_vectors_without_a_note_are_made_again(session: Session) -> None:
-    session.ask(ASKED)
-    (place_of(session.folder.resolve()) / "index.json").unlink()
-    assert session.ask(ASKED) == 0
-    assert len(session.models.embedded) == 5
-
-
 def test_interrupted_while_indexing_the_next_run_completes_it(
     session: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

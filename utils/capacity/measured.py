@@ -1,9 +1,8 @@
 """What passages really take in memory and on disk, measured in Qdrant's own engine.
 
 `qdrant-edge-py` is the engine of Qdrant's server as a library. One process writes passages, builds
-the HNSW graph and closes the store; another opens it, searches, and reads its resident memory (RSS
-in `/proc/self/smaps_rollup`, memory-mapped files included; where there is no such file psutil tells
-it, which was not tried). The same is done with a small store of the same settings, and the
+the HNSW graph and closes the store; another opens it, searches, and reads its resident memory (RSS,
+memory-mapped files included). The same is done with a small store of the same settings, and the
 difference is what the passages take: the library's code, its threads and an empty store are in
 both.
 
@@ -211,12 +210,10 @@ def _read(path: Path, width: int) -> dict[str, int]:
 
 def _resident() -> int:
     """Return this process's resident memory in bytes, memory-mapped files included."""
-    if not ROLLUP.exists():  # not Linux
-        return int(psutil.Process().memory_info().rss)
-    for line in ROLLUP.read_text(encoding="ascii").splitlines():
-        if line.startswith("Rss:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("the kernel does not tell the resident memory")
+    if ROLLUP.exists():
+        line = next(row for row in ROLLUP.read_text("ascii").splitlines() if row.startswith("Rss:"))
+        return int(line.split()[1]) * 1024
+    return int(psutil.Process().memory_info().rss)  # not Linux; not tried
 
 
 def _texts() -> list[str]:
@@ -237,7 +234,7 @@ def _main(step: str, path: str, passages: str, width: str, encoding: Encoding, e
         answer = _read(Path(path), int(width))
     print(json.dumps(answer))
     sys.stdout.flush()
-    os._exit(0)  # the engine's threads need no farewell
+    os._exit(0)  # skip interpreter shutdown: the engine's threads would block it
 
 
 if __name__ == "__main__":
