@@ -15,7 +15,7 @@ import csv
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Annotated
@@ -68,28 +68,14 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class CompanyFile:
+class CompanyFile(Source):
     """One document of the packaged collection as the file that reaches the reader.
 
     Attributes:
-        id: The document's id.
         path: The file: Markdown (`.md`), HTML (`.html`) or PDF (`.pdf`).
-        title: Its title.
-        kind: What it is, such as `policy`.
-        date: Its date, ISO.
-        batch: `initial`, or the day of the batch it came with.
-        supersedes: The document that it updates, if any.
-        withdraws: The document that it takes out of force, if any.
     """
 
-    id: str
-    path: Path
-    title: str
-    kind: str
-    date: str
-    batch: str
-    supersedes: str | None
-    withdraws: str | None
+    path: Path = Path()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +110,7 @@ class Collection:
         return tuple(source for source in self.sources if source.id not in gone)
 
 
-def replaced(documents: Iterable[Source | CompanyFile]) -> set[str]:
+def replaced(documents: Iterable[Source]) -> set[str]:
     """Return the ids of the documents that one of these supersedes or withdraws."""
     return {name for d in documents for name in (d.supersedes, d.withdraws) if name}
 
@@ -212,11 +198,11 @@ def company_files(*batches: str) -> list[CompanyFile]:
         raise DataError(f"There is no batch {unknown[0]!r}: the batches are {', '.join(known)}.")
     wanted = [source for source in sources if source.batch in (batches or known)]
     wanted.sort(key=lambda source: (known.index(source.batch), source.id))
+    folders = {"pdf": "pdf"}
     return [
         CompanyFile(
-            s.id,
-            data_path(f"company/{'pdf' if s.format == 'pdf' else 'documents'}/{s.id}.{s.format}"),
-            *(s.title, s.kind, s.date, s.batch, s.supersedes, s.withdraws),
+            **asdict(s),
+            path=data_path(f"company/{folders.get(s.format, 'documents')}/{s.id}.{s.format}"),
         )
         for s in wanted
     ]
