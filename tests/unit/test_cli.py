@@ -272,14 +272,6 @@ def test_mistakes_as_a_process(tmp_path: Path) -> None:
     assert done.stdout == ""
 
 
-def test_unknown_mode_is_found_before_anything_runs(tmp_path: Path, folder: Path) -> None:
-    arguments = ["run", f"--notebooks={folder}", f"--output={tmp_path / 'out'}"]
-    done = cli(*arguments, COOKBOOK_ENDPOINTS="moon", COOKBOOK_CACHE_DIR=str(tmp_path))
-    assert done.returncode == 2
-    assert "COOKBOOK_ENDPOINTS" in done.stderr
-    assert done.stderr.count("\n") == 1
-
-
 def test_unexpected_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: object, **options: object) -> int:
         raise RuntimeError("a bug")
@@ -330,18 +322,6 @@ def test_broken_index_and_notebook(folder: Path, tmp_path: Path) -> None:
 def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     assert f"nim-cookbook {command}" in capsys.readouterr().out.split("Example")[1]
-
-
-def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([]) == 0
-    printed = capsys.readouterr()
-    assert "Usage: nim-cookbook" in printed.out
-    assert printed.err == ""
-
-
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out.startswith("nim-cookbook ")
 
 
 def test_help_imports_nothing_slow() -> None:

@@ -55,10 +55,6 @@ class Finding:
 def examine(console: Console, mode: Mode | None = None) -> int:
     """Show all findings.
 
-    Args:
-        console: Where they go.
-        mode: Overrides COOKBOOK_ENDPOINTS.
-
     Returns:
         0 when the recipes can run, 1 when something is missing.
     """

@@ -59,12 +59,6 @@ def opened(
 ) -> Iterator[FolderIndex]:
     """Open the index of a folder, or begin an empty one.
 
-    Args:
-        folder: The folder that is indexed, resolved.
-        embedding: Name of the weights that embed; vectors of others are of no use.
-        dimensions: Width of their vectors.
-        rebuild: Begin an empty one in any case.
-
     Raises:
         DataError: Another process uses the index, or it is damaged.
         ConfigurationError: It cannot be written.

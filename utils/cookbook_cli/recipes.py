@@ -41,10 +41,6 @@ class Recipe:
 def find_notebooks(given: Path | None = None) -> Path:
     """Return the folder of the notebooks.
 
-    Args:
-        given: What the user named; otherwise `notebooks` in the current folder or one above it,
-            or that of the clone that this package was installed from.
-
     Raises:
         ConfigurationError: There is none.
     """
@@ -81,10 +77,6 @@ def load(folder: Path) -> list[Recipe]:
 
 def select(recipes: Sequence[Recipe], wanted: Sequence[str]) -> list[Recipe]:
     """Return the wanted recipes in the cookbook's order; all of them when none is named.
-
-    Args:
-        recipes: All there are.
-        wanted: Numbers (`1`, `01`) or file names, in any order.
 
     Raises:
         ConfigurationError: One of them does not exist.

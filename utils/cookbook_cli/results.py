@@ -100,12 +100,7 @@ def measures(notebook: NotebookNode) -> list[Measure]:
 
 
 def table(results: Sequence[RecipeResult], caption: str) -> Table:
-    """Return the table that closes a run.
-
-    Args:
-        results: One a recipe.
-        caption: Names the weights that answered.
-    """
+    """Return the table that closes a run."""
     shown = Table(title="Recipes", caption=caption, caption_justify="left", expand=False)
     shown.add_column("Recipe")
     shown.add_column("Cells", justify="right", no_wrap=True)

@@ -56,12 +56,6 @@ def clean(
 ) -> NotebookNode:
     """Return a copy of an executed notebook that is fit to be committed.
 
-    Args:
-        notebook: As it was executed.
-        root: The repository, whose place on this machine must not show.
-        weights: Role -> the weights that answered; kept in the notebook's metadata.
-        port_base: The block of ports that the run used; shown as the standard one. 0 for none.
-
     Raises:
         DataError: An output holds a key, or an image that is too large.
     """
