@@ -52,23 +52,14 @@ _READS = 3
 
 @dataclass(frozen=True, slots=True)
 class StoreMemory:
-    """What was measured.
+    """What was measured."""
 
-    Attributes:
-        passages: How many the store holds.
-        memory: Bytes of resident memory that the passages take.
-        process: Bytes of resident memory of the whole process, library and Python included.
-        disk: Bytes of the store's files, counted in the blocks they occupy.
-        text_bytes: Mean bytes of a passage's payload as JSON, before Qdrant compresses it.
-        seconds: How long writing, building and reading took.
-    """
-
-    passages: int
-    memory: int
-    process: int
-    disk: int
-    text_bytes: int
-    seconds: float
+    passages: int  # how many the store holds
+    memory: int  # bytes of resident memory that the passages take
+    process: int  # bytes of resident memory of the whole process, library and Python included
+    disk: int  # bytes of the store's files, counted in the blocks they occupy
+    text_bytes: int  # mean bytes of a passage's payload as JSON, before Qdrant compresses it
+    seconds: float  # how long writing, building and reading took
 
 
 def store_memory_measured(

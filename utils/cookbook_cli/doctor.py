@@ -37,19 +37,12 @@ LOCAL_SERVICES = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the screen.
+    """One line of the screen."""
 
-    Attributes:
-        area: What it is about.
-        text: What was found; never a key.
-        mend: The command or the step that mends it; empty when all is well.
-        blocking: Whether it keeps the recipes from running.
-    """
-
-    area: str
-    text: str
-    mend: str = ""
-    blocking: bool = False
+    area: str  # what it is about
+    text: str  # what was found; never a key
+    mend: str = ""  # the command or the step that mends it; empty when all is well
+    blocking: bool = False  # whether it keeps the recipes from running
 
 
 def examine(console: Console, mode: Mode | None = None) -> int:

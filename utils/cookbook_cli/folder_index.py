@@ -27,19 +27,12 @@ INFO, LOCK, VECTORS = "index.json", "lock", "qdrant"
 
 @dataclass(frozen=True, slots=True)
 class FolderIndex:
-    """An index that is open.
+    """An index that is open."""
 
-    Attributes:
-        store: Its passages; embedded Qdrant, for this process alone.
-        place: Its folder in the cache.
-        documents: Ids of the documents that it holds.
-        remark: Why it was made anew, in one sentence; empty when it was not.
-    """
-
-    store: QdrantDocumentStore
-    place: Path
-    documents: tuple[str, ...]
-    remark: str = ""
+    store: QdrantDocumentStore  # its passages; embedded Qdrant, for this process alone
+    place: Path  # its folder in the cache
+    documents: tuple[str, ...]  # ids of the documents that it holds
+    remark: str = ""  # why it was made anew, in one sentence; empty when it was not
 
 
 def place_of(folder: Path) -> Path:

@@ -15,27 +15,16 @@ INDEX = "recipes.toml"
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One entry of `recipes.toml`.
+    """One entry of `recipes.toml`."""
 
-    Attributes:
-        number: Two digits, as in the file's name.
-        file: The notebook's file name.
-        title: Its heading.
-        level: For whom it is: `beginner`, `intermediate` or `advanced`.
-        minutes: Reading and running, for somebody new to it.
-        packages: What it teaches, by distribution name.
-        endpoints: The roles that it calls.
-        measures: What it measures, in words.
-    """
-
-    number: str
-    file: str
-    title: str
-    level: str
-    minutes: int
-    packages: tuple[str, ...]
-    endpoints: tuple[str, ...]
-    measures: tuple[str, ...]
+    number: str  # two digits, as in the file's name
+    file: str  # the notebook's file name
+    title: str  # its heading
+    level: str  # for whom it is: `beginner`, `intermediate` or `advanced`
+    minutes: int  # reading and running, for somebody new to it
+    packages: tuple[str, ...]  # what it teaches, by distribution name
+    endpoints: tuple[str, ...]  # the roles that it calls
+    measures: tuple[str, ...]  # what it measures, in words
 
 
 def find_notebooks(given: Path | None = None) -> Path:

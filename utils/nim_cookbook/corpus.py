@@ -40,42 +40,25 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One document.
+    """One document."""
 
-    Attributes:
-        id: Its name; unique in the collection.
-        title: Its title, or the file's name.
-        text: The body: Markdown or plain text; of HTML the words, a line to a block.
-        kind: What it is, such as `policy`; empty where the collection does not say.
-        format: `md`, `txt`, `html`, or `pdf` where a PDF is built from the text.
-        date: Its date, ISO; empty where the collection does not say.
-        batch: `initial`, or the day of the batch it came with.
-        split: The questions that may ask about it: `train`, `dev`, `test`, or empty.
-        supersedes: The document that it updates, if any.
-        withdraws: The document that it takes out of force, if any.
-    """
-
-    id: str
-    title: str
-    text: str
-    kind: str = ""
-    format: str = "txt"
-    date: str = ""
-    batch: str = "initial"
-    split: str = ""
-    supersedes: str | None = None
-    withdraws: str | None = None
+    id: str  # its name; unique in the collection
+    title: str  # its title, or the file's name
+    text: str  # the body: Markdown or plain text; of HTML the words, a line to a block
+    kind: str = ""  # what it is, such as `policy`; empty where the collection does not say
+    format: str = "txt"  # `md`, `txt`, `html`, or `pdf` where a PDF is built from the text
+    date: str = ""  # its date, ISO; empty where the collection does not say
+    batch: str = "initial"  # `initial`, or the day of the batch it came with
+    split: str = ""  # the questions that may ask about it: `train`, `dev`, `test`, or empty
+    supersedes: str | None = None  # the document that it updates, if any
+    withdraws: str | None = None  # the document that it takes out of force, if any
 
 
 @dataclass(frozen=True, slots=True)
 class CompanyFile(Source):
-    """One document of the packaged collection as the file that reaches the reader.
+    """One document of the packaged collection as the file that reaches the reader."""
 
-    Attributes:
-        path: The file: Markdown (`.md`), HTML (`.html`) or PDF (`.pdf`).
-    """
-
-    path: Path = Path()
+    path: Path = Path()  # the file: Markdown (`.md`), HTML (`.html`) or PDF (`.pdf`)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,19 +38,12 @@ SUPPORT = 0.75
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean with its bootstrap interval.
+    """A mean with its bootstrap interval."""
 
-    Attributes:
-        mean: The mean of the values.
-        low: Lower end.
-        high: Upper end.
-        n: How many values.
-    """
-
-    mean: float
-    low: float
-    high: float
-    n: int
+    mean: float  # the mean of the values
+    low: float  # lower end
+    high: float  # upper end
+    n: int  # how many values
 
     def __str__(self) -> str:
         """Show the mean and, in brackets, the interval."""
@@ -59,13 +52,9 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Difference(Interval):
-    """The mean difference of two systems on the same questions, first minus second.
+    """The mean difference of two systems on the same questions, first minus second."""
 
-    Attributes:
-        p: Two-sided p-value of "there is no difference".
-    """
-
-    p: float
+    p: float  # two-sided p-value of "there is no difference"
 
     @property
     def better(self) -> bool:
@@ -182,27 +171,18 @@ def _resampled(
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """What a retriever returned.
+    """What a retriever returned."""
 
-    Attributes:
-        document: The id of the document that it comes from.
-        text: Its words.
-    """
-
-    document: str
-    text: str
+    document: str  # the id of the document that it comes from
+    text: str  # its words
 
 
 @dataclass(frozen=True, slots=True)
 class RetrievalScores:
-    """Scores of one retriever.
+    """Scores of one retriever."""
 
-    Attributes:
-        queries: The n answerable questions that were scored.
-        values: Per metric, such as `ndcg@10`, one score per question, shape (n,), 0 to 1.
-    """
-
-    queries: tuple[Query, ...]
+    queries: tuple[Query, ...]  # the n answerable questions that were scored
+    # per metric, such as `ndcg@10`, one score per question, shape (n,), 0 to 1
     values: Mapping[str, Scores]
 
     def interval(self, metric: str) -> Interval:
