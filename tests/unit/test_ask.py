@@ -22,7 +22,6 @@ from cookbook_cli.__main__ import main
 from cookbook_cli.folder_index import place_of
 from nim_cookbook.answering import REFUSAL
 from nim_cookbook.endpoints import Endpoints, Mode
-from nim_cookbook.errors import DataError
 from nim_cookbook.folders import folder_files, read_folder
 from tests.unit.fake_models import ANSWER, KEY, KEY_VARIABLE, FakeModels, serving
 
@@ -111,11 +110,7 @@ def test_files_are_found_by_their_paths_and_hidden_ones_are_not(folder: Path) ->
     ]
     assert dict(found.others) == {".docx": 1, ".png": 1}
     assert found.unreadable == ()
-    assert [file.document for file in folder_files(folder)] == [f.document for f in found.files]
-
-
-def test_one_file_will_do(folder: Path) -> None:
-    (file,) = folder_files(folder / "kettle.md")
+    (file,) = folder_files(folder / "kettle.md")  # one file will do
     assert (file.document, file.path) == ("kettle.md", (folder / "kettle.md").resolve())
 
 
@@ -154,11 +149,6 @@ def test_a_name_that_cannot_be_shown_is_reported(tmp_path: Path) -> None:
     assert found.files == ()
     assert len(found.unreadable) == 1
     assert "rename it" in found.unreadable[0]
-
-
-def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"There is no folder .*nowhere: name"):
-        folder_files(tmp_path / "nowhere")
 
 
 # --- the index ------------------------------------------------------------------------------
@@ -235,13 +225,6 @@ def test_other_weights_or_another_width_index_everything_again(
     assert "again" not in capsys.readouterr().out
 
 
-def test_rebuild_begins_anew(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
-    session.ask(ASKED)
-    assert session.ask(ASKED, "--rebuild") == 0
-    assert len(session.models.embedded) == 5
-    assert "again" not in capsys.readouterr().out
-
-
 def test_an_index_in_use_is_one_sentence(
     session: Session, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,27 +255,18 @@ def test_a_damaged_index_is_one_sentence_and_can_be_rebuilt(
     assert len(session.models.embedded) == 5
 
 
-def test_vectors_without_a_note_are_made_again(session: Session) -> None:
-    session.ask(ASKED)
-    (place_of(session.folder.resolve()) / "index.json").unlink()
-    assert session.ask(ASKED) == 0
-    assert len(session.models.embedded) == 5
-
-
 def test_interrupted_while_indexing_the_next_run_completes_it(
     session: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(150):
         (session.folder / f"file-{number:03}.txt").write_text(f"Note {number} on the weather.")
-    passages = ask_module.IndexProgress.passages
 
-    def interrupt(progress: ask_module.IndexProgress, embedded: int) -> None:
-        passages(progress, embedded)
+    def interrupt(*_: object, **__: object) -> None:
         if len(session.models.embedded) > 100:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(ask_module.IndexProgress, "passages", interrupt)
+        patched.setattr(ask_module.LoggedProgress, "line", interrupt)
         assert session.ask(ASKED) == 130
     assert "Stopped" in capsys.readouterr().err
     assert session.closed == 1
@@ -449,20 +423,13 @@ def test_an_index_that_cannot_be_written_is_one_sentence(
 # --- progress -------------------------------------------------------------------------------
 
 
-def test_a_terminal_shows_files_and_passages() -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=100)
-    with ask_module.IndexProgress(console, 7) as progress:
-        progress.passages(64)
-        progress.files(3, 7)
-        progress.refresh()
-    shown = Text.from_ansi(console.file.getvalue()).plain  # type: ignore[attr-defined]
-    assert "3/7 files, 64 passages embedded" in shown
-
-
-def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    console = Console(file=io.StringIO(), width=100)
-    with ask_module.IndexProgress(console, 7) as progress:
-        progress.files(1, 7)
-        monkeypatch.setattr("cookbook_cli.progress.QUIET_SECONDS", -1.0)
-        progress.passages(64)
-    assert console.file.getvalue() == "Indexing: 1/7 files, 64 passages embedded\n"  # type: ignore[attr-defined]
+def test_a_terminal_gets_a_bar_and_a_log_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cookbook_cli.progress.QUIET_SECONDS", -1.0)
+    for terminal, said in ((True, ""), (False, "Indexing: 1/7 files\n")):
+        console = Console(file=io.StringIO(), width=100, force_terminal=terminal)
+        with ask_module.LoggedProgress(console) as progress:
+            progress.line("Indexing: 1/7 files", now=False)
+        shown = Text.from_ansi(console.file.getvalue()).plain  # type: ignore[attr-defined]
+        assert ("1/7" in shown) is bool(said)

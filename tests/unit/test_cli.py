@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -22,7 +21,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from rich.console import Console
 
-from cookbook_cli import doctor, results, stored
+from cookbook_cli import doctor, stored
 from cookbook_cli import recipes as index
 from cookbook_cli import run as run_module
 from cookbook_cli.__main__ import main
@@ -273,22 +272,6 @@ def test_mistakes_as_a_process(tmp_path: Path) -> None:
     assert done.stdout == ""
 
 
-def test_unknown_mode_is_found_before_anything_runs(tmp_path: Path, folder: Path) -> None:
-    arguments = ["run", f"--notebooks={folder}", f"--output={tmp_path / 'out'}"]
-    done = cli(*arguments, COOKBOOK_ENDPOINTS="moon", COOKBOOK_CACHE_DIR=str(tmp_path))
-    assert done.returncode == 2
-    assert "COOKBOOK_ENDPOINTS" in done.stderr
-    assert done.stderr.count("\n") == 1
-
-
-def test_hosted_without_a_key(tmp_path: Path, folder: Path) -> None:
-    arguments = ["run", "--endpoints=hosted", f"--notebooks={folder}", f"--output={tmp_path / 'o'}"]
-    done = cli(*arguments, NVIDIA_API_KEY="", COOKBOOK_CACHE_DIR=str(tmp_path))
-    assert done.returncode == 2
-    assert "NVIDIA_API_KEY" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 def test_unexpected_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: object, **options: object) -> int:
         raise RuntimeError("a bug")
@@ -341,18 +324,6 @@ def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> 
     assert f"nim-cookbook {command}" in capsys.readouterr().out.split("Example")[1]
 
 
-def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([]) == 0
-    printed = capsys.readouterr()
-    assert "Usage: nim-cookbook" in printed.out
-    assert printed.err == ""
-
-
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out.startswith("nim-cookbook ")
-
-
 def test_help_imports_nothing_slow() -> None:
     code = (
         "import sys\nfrom cookbook_cli.__main__ import main\nmain(['--help'])\n"
@@ -371,14 +342,6 @@ def test_serve_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["serve", "--port-base", "9000", "--models", "better", "--chat-model", "a.gguf"]
     assert main(arguments) == 7
     assert seen == [ServeOptions(port_base=9000, models="better", chat_model=Path("a.gguf"))]
-
-
-def test_serve_reads_the_port_base_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[ServeOptions] = []
-    monkeypatch.setattr("local_endpoints.server.main", lambda options: seen.append(options) or 0)
-    monkeypatch.setenv("COOKBOOK_PORT_BASE", "9100")
-    assert main(["serve"]) == 0
-    assert seen[0].port_base == 9100
 
 
 def test_export_lines_survive_the_shell() -> None:
@@ -417,13 +380,25 @@ def test_doctor_on_a_bare_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert len(text.splitlines()) <= 30, "one screen"
 
 
-def test_doctor_hosted_without_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("COOKBOOK_CACHE_DIR", str(tmp_path))
-    monkeypatch.setenv("COOKBOOK_ENDPOINTS", "hosted")
-    monkeypatch.delenv("NVIDIA_API_KEY", raising=False)
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"COOKBOOK_ENDPOINTS": "hosted", "NVIDIA_API_KEY": ""}, "NVIDIA_API_KEY is not set"),
+        ({"COOKBOOK_ENDPOINTS": "moon"}, "COOKBOOK_ENDPOINTS is 'moon'"),
+        ({"COOKBOOK_ENDPOINTS": ""}, "local (default)"),
+        ({"NIM_CHAT_URL": "http://localhost:8000/v1"}, "not used in local mode: NIM_CHAT_URL"),
+    ],
+)
+def test_doctor_says_what_is_wrong_once_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variables: dict[str, str], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, value in ({"COOKBOOK_CACHE_DIR": str(tmp_path)} | variables).items():
+        monkeypatch.setenv(name, value)
     code, text = examine()
     assert code == 1
-    assert "NVIDIA_API_KEY is not set" in text
+    assert text.count(says) == 1
+    assert "haystack-ai" in text
 
 
 def test_doctor_names_damaged_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -438,29 +413,6 @@ def test_doctor_names_damaged_weights(monkeypatch: pytest.MonkeyPatch, tmp_path:
     code, text = examine()
     assert code == 1
     assert "nim-cookbook fetch --force" in text
-
-
-def test_doctor_goes_on_after_a_wrong_setting(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("COOKBOOK_CACHE_DIR", str(tmp_path))
-    monkeypatch.setenv("COOKBOOK_ENDPOINTS", "moon")
-    code, text = examine()
-    assert code == 1
-    assert text.count("COOKBOOK_ENDPOINTS is 'moon'") == 1
-    assert "haystack-ai" in text
-
-
-def test_doctor_tells_where_the_mode_comes_from(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COOKBOOK_CACHE_DIR", str(tmp_path))
-    monkeypatch.setenv("COOKBOOK_ENDPOINTS", "")
-    monkeypatch.setenv("NIM_CHAT_URL", "http://localhost:8000/v1")
-    _, text = examine()
-    assert "local (default)" in text
-    assert "not used in local mode: NIM_CHAT_URL" in text
 
 
 def test_doctor_takes_the_mode_and_lists_a_problem_once(
@@ -489,27 +441,21 @@ def test_doctor_says_who_holds_the_ports(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert str(port) in text
 
 
-def test_the_option_names_the_set_to_fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "chat"),
+    [(["--models", "better"], "qwen2.5-coder-1.5b-instruct"), ([], "smollm2-135m-instruct")],
+)
+def test_the_option_or_the_environment_names_the_set_to_fetch(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], chat: str
+) -> None:
     fetched: list[str] = []
     monkeypatch.setenv("COOKBOOK_MODELS", "small")
     monkeypatch.setattr(
         "local_endpoints.weights.ensure",
         lambda *wanted, **more: fetched.extend(weights.name for weights in wanted),
     )
-    assert main(["fetch", "--models", "better"]) == 0
-    assert "qwen2.5-coder-1.5b-instruct" in fetched
-    assert len(fetched) == 3
-
-
-def test_the_environment_names_the_set_to_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
-    fetched: list[str] = []
-    monkeypatch.setenv("COOKBOOK_MODELS", "small")
-    monkeypatch.setattr(
-        "local_endpoints.weights.ensure",
-        lambda *wanted, **more: fetched.extend(weights.name for weights in wanted),
-    )
-    assert main(["fetch"]) == 0
-    assert "smollm2-135m-instruct" in fetched
+    assert main(["fetch", *arguments]) == 0
+    assert chat in fetched and len(fetched) == 3
 
 
 def test_fetch_without_a_source(
@@ -568,12 +514,6 @@ def test_make_passes_the_ports_on_when_they_are_set(target: str, passed: str) ->
     assert passed.split("9")[0].strip(" =") not in commands()
 
 
-def test_make_lab_passes_options_on() -> None:
-    command = ["make", "-n", "-C", str(REPOSITORY), "lab", "LAB_ARGS=--allow-root"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert re.search(r"nim-cookbook lab +--allow-root", done.stdout)
-
-
 def test_run_takes_a_port_base(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COOKBOOK_PORT_BASE", "8000")
     monkeypatch.setattr(run_module, "run", lambda *_, **__: int(os.environ["COOKBOOK_PORT_BASE"]))
@@ -581,11 +521,6 @@ def test_run_takes_a_port_base(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # --- results ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("value", "shown"), [(1, "1"), (0.66667, "0.667"), ("yes", "yes")])
-def test_measure_text(value: float | str, shown: str) -> None:
-    assert str(results.Measure("m", value)) == f"m: {shown}"
 
 
 def test_find_notebooks_from_a_folder_below(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

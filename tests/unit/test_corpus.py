@@ -41,13 +41,6 @@ def test_it_is_as_large_as_promised():
         assert kinds == KINDS - ({"unanswerable"} if split == "train" else set())
 
 
-def test_ids_and_questions_are_unique():
-    assert len({source.id for source in COMPANY.sources}) == len(COMPANY.sources)
-    assert len({query.id for query in COMPANY.queries}) == len(COMPANY.queries)
-    asked = {" ".join(corpus.words(query.question)) for query in COMPANY.queries}
-    assert len(asked) == len(COMPANY.queries)
-
-
 def test_every_document_says_what_it_is():
     for source in COMPANY.sources:
         kinds = ("handbook", "policy", "report", "datasheet", "incident", "news")
@@ -57,16 +50,6 @@ def test_every_document_says_what_it_is():
         assert source.batch == "initial" or source.batch.startswith("2026-07-0"), source.id
         assert source.split in corpus.SPLITS, source.id
         assert source.title != source.id and len(source.text.split()) > 150, source.id
-
-
-def test_an_update_is_newer_and_in_the_same_split():
-    updates = [source for source in COMPANY.sources if source.supersedes or source.withdraws]
-    assert len(updates) >= 10
-    for source in updates:
-        old = COMPANY.source(source.supersedes or source.withdraws)
-        assert old.date < source.date, source.id
-        assert old.split == source.split, source.id
-        assert old not in COMPANY.in_force()
 
 
 def test_every_quote_is_in_its_document():
@@ -89,20 +72,15 @@ def test_a_single_passage_answer_is_in_its_quote():
             assert query.answers and query.evidence, query.id
 
 
-def test_two_documents_are_two_and_what_is_asked_is_in_force():
+def test_questions_ask_what_is_in_force_and_stay_in_their_split():
     in_force = {source.id for source in COMPANY.in_force()}
     for query in COMPANY.queries:
         documents = {entry.document for entry in query.evidence}
+        assert {COMPANY.source(name).split for name in documents} <= {query.split}, query.id
         if query.kind == "two-documents":
             assert len(documents) == 2, query.id
         if query.kind == "superseded":
             assert documents <= in_force, query.id
-
-
-def test_no_document_is_shared_between_splits():
-    for query in COMPANY.queries:
-        for entry in query.evidence:
-            assert COMPANY.source(entry.document).split == query.split, query.id
 
 
 def test_paraphrases_share_next_to_no_word_with_their_quote():
@@ -185,7 +163,6 @@ def test_one_half_of_a_cut_quote_stays_relevant(tokens, before, cut):
 @given(st.text(), st.text())
 def test_overlap_is_a_share(passage, quote):
     assert 0 <= overlap(passage, quote) <= 1
-    assert overlap(quote, quote) == (1 if corpus.words(quote) else 0)
 
 
 def test_the_document_decides_too():

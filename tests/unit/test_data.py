@@ -48,11 +48,3 @@ def test_a_bad_line_is_named(tmp_path, line):
     path.write_text(f'{{"a": 1}}\n\n{line}\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"Line 3 of x\.jsonl"):
         data.read_jsonl(path)
-
-
-def test_an_unreadable_file_is_one_sentence(tmp_path):
-    with pytest.raises(DataError, match="cannot be read"):
-        data.read_jsonl(tmp_path / "none.jsonl")
-    (tmp_path / "bytes.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(DataError, match="cannot be read"):
-        data.read_jsonl(tmp_path / "bytes.jsonl")

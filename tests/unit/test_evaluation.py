@@ -19,7 +19,6 @@ from nim_cookbook.evaluation import (
     paired_bootstrap,
     proportion,
     score_retrieval,
-    support,
     supported,
     token_f1,
 )
@@ -134,9 +133,9 @@ def test_answers_by_hand():
 
 def test_support_by_hand():
     passage = ["The rate rises to 0.46 cr per kilometre."]
-    assert support("0.46 cr a mile", passage) == pytest.approx(2 / 3)
-    assert support("The rate is 0.46", passage, "What is the rate?") == 1
-    assert support("", passage) == 1
+    assert not supported("0.46 cr a mile", passage)  # two words of three
+    assert supported("The rate is 0.46", passage, "What is the rate?")
+    assert supported("", passage)
     assert supported("It rises to 0.46 cr", passage, "Where does it go?")
     assert not supported("The rate rises to 0.47 cr per kilometre", passage)
     assert not supported("blue", passage)
@@ -188,8 +187,7 @@ def test_a_right_answer_names_nobody_else_or_refuses(question, answer, right):
 @given(st.text(), st.lists(st.text()), st.text())
 def test_answer_scores_are_shares(answer, texts, question):
     assert 0 <= token_f1(answer, texts) <= 1 + 1e-12
-    assert 0 <= support(answer, texts, question) <= 1
-    assert support(answer, [answer]) == 1
+    assert supported(answer, [answer, *texts], question)
     if exact_match(answer, texts) and token_f1(answer, [answer]):
         assert token_f1(answer, texts) == 1
 

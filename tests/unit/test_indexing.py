@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from fpdf import FPDF
-from haystack import Document, Pipeline
+from haystack import Pipeline
 from haystack.document_stores.in_memory import InMemoryDocumentStore
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -192,12 +192,6 @@ def test_what_is_gone_leaves_the_store(case, tmp_path):
     assert held == {"a.md", "c.md"}  # c was neither in the batch nor gone
 
 
-def test_a_shorter_version_leaves_nothing_of_the_longer_one(case, tmp_path):
-    case.update([write(tmp_path, "a.md", words(0, 500))])
-    case.update([write(tmp_path, "a.md", words(0, 30))])
-    assert case.store.count_documents() == 1
-
-
 def test_progress_counts_files(case, tmp_path):
     seen = []
     files = [write(tmp_path, f"{n}.md", f"Number {n}.") for n in range(5)]
@@ -351,13 +345,3 @@ def test_pages_without_text_are_reported_every_time(case, tmp_path):
         outcome = case.update([file]).outcomes[0]
         assert (outcome.status, outcome.passages) == (status, 1)
         assert outcome.note == "pages 2, 4 hold no text (scanned?)"
-
-
-def test_a_long_pdf_keeps_its_page_numbers(case, tmp_path):
-    file = pdf_of(tmp_path, "long.pdf", [words(100 * n, 100) for n in range(200)])
-    report = case.update([file])
-    assert report.outcomes[0].passages > 200
-    held: list[Document] = case.store.filter_documents()
-    last = max(held, key=lambda d: d.meta["split_id"])
-    assert last.meta["page_number"] == 200
-    assert "word19999" in last.content

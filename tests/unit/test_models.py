@@ -29,13 +29,6 @@ def test_every_role_has_a_default_and_small_weights(role):
     assert not registry.default(role).retired
 
 
-def test_the_ids_that_all_clients_know_are_there():
-    registry = load_registry()
-    assert registry.model("meta/llama-3.1-8b-instruct").retired
-    assert registry.model("nvidia/nv-embedqa-e5-v5").dimensions == 1024
-    assert registry.model("nvidia/llama-3.2-nv-rerankqa-1b-v1").hosted_url is not None
-
-
 def test_hosted_urls_and_ids_are_the_clients_own():
     from haystack_integrations.utils.nvidia.models import DEFAULT_MODELS, MODEL_TABLE
 

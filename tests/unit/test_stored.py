@@ -86,10 +86,6 @@ def test_keys_are_refused(key: str, tmp_path: Path) -> None:
     assert key not in str(caught.value)
 
 
-def test_fake_key_is_fine(tmp_path: Path) -> None:
-    assert clean_text("nvapi-fake-key-for-tests", tmp_path) == "nvapi-fake-key-for-tests"
-
-
 def test_large_images_are_refused(tmp_path: Path) -> None:
     large = base64.b64encode(b"0" * (stored.LARGEST_IMAGE + 1)).decode()
     made = notebook(new_output("display_data", data={"image/png": large}))

@@ -79,24 +79,15 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What became of a load.
+    """What became of a load."""
 
-    Attributes:
-        what: Name of what was loaded, for tables and plots.
-        clients: How many asked at the same time; None for an open load.
-        latencies: Seconds to each answer, those with status 200 only.
-        failed: Requests that were answered otherwise, or not at all.
-        seconds: From the first request to the last answer.
-        work: Seconds that all requests together were open, failed ones included.
-        offered: Requests sent a second, of an open load; clients of a closed one ask when they can.
-    """
-
-    what: str
-    clients: int | None
-    latencies: tuple[float, ...]
-    failed: int
-    seconds: float
-    work: float
+    what: str  # name of what was loaded, for tables and plots
+    clients: int | None  # how many asked at the same time; None for an open load
+    latencies: tuple[float, ...]  # seconds to each answer, those with status 200 only
+    failed: int  # requests that were answered otherwise, or not at all
+    seconds: float  # from the first request to the last answer
+    work: float  # seconds that all requests together were open, failed ones included
+    # requests sent a second, of an open load; clients of a closed one ask when they can
     offered: float | None = None
 
     @property

@@ -1,9 +1,8 @@
 """What passages really take in memory and on disk, measured in Qdrant's own engine.
 
 `qdrant-edge-py` is the engine of Qdrant's server as a library. One process writes passages, builds
-the HNSW graph and closes the store; another opens it, searches, and reads its resident memory (RSS
-in `/proc/self/smaps_rollup`, memory-mapped files included; where there is no such file psutil tells
-it, which was not tried). The same is done with a small store of the same settings, and the
+the HNSW graph and closes the store; another opens it, searches, and reads its resident memory (RSS,
+memory-mapped files included). The same is done with a small store of the same settings, and the
 difference is what the passages take: the library's code, its threads and an empty store are in
 both.
 
@@ -53,23 +52,14 @@ _READS = 3
 
 @dataclass(frozen=True, slots=True)
 class StoreMemory:
-    """What was measured.
+    """What was measured."""
 
-    Attributes:
-        passages: How many the store holds.
-        memory: Bytes of resident memory that the passages take.
-        process: Bytes of resident memory of the whole process, library and Python included.
-        disk: Bytes of the store's files, counted in the blocks they occupy.
-        text_bytes: Mean bytes of a passage's payload as JSON, before Qdrant compresses it.
-        seconds: How long writing, building and reading took.
-    """
-
-    passages: int
-    memory: int
-    process: int
-    disk: int
-    text_bytes: int
-    seconds: float
+    passages: int  # how many the store holds
+    memory: int  # bytes of resident memory that the passages take
+    process: int  # bytes of resident memory of the whole process, library and Python included
+    disk: int  # bytes of the store's files, counted in the blocks they occupy
+    text_bytes: int  # mean bytes of a passage's payload as JSON, before Qdrant compresses it
+    seconds: float  # how long writing, building and reading took
 
 
 def store_memory_measured(
@@ -211,12 +201,10 @@ def _read(path: Path, width: int) -> dict[str, int]:
 
 def _resident() -> int:
     """Return this process's resident memory in bytes, memory-mapped files included."""
-    if not ROLLUP.exists():  # not Linux
-        return int(psutil.Process().memory_info().rss)
-    for line in ROLLUP.read_text(encoding="ascii").splitlines():
-        if line.startswith("Rss:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("the kernel does not tell the resident memory")
+    if ROLLUP.exists():
+        line = next(row for row in ROLLUP.read_text("ascii").splitlines() if row.startswith("Rss:"))
+        return int(line.split()[1]) * 1024
+    return int(psutil.Process().memory_info().rss)  # not Linux; not tried
 
 
 def _texts() -> list[str]:
@@ -237,7 +225,7 @@ def _main(step: str, path: str, passages: str, width: str, encoding: Encoding, e
         answer = _read(Path(path), int(width))
     print(json.dumps(answer))
     sys.stdout.flush()
-    os._exit(0)  # the engine's threads need no farewell
+    os._exit(0)  # skip interpreter shutdown: the engine's threads would block it
 
 
 if __name__ == "__main__":

@@ -53,33 +53,19 @@ def passages_of(tokens: int, chunk: int, overlap: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What is to be served.
+    """What is to be served."""
 
-    Attributes:
-        documents: How many.
-        tokens_per_document: Their mean length.
-        chunk_tokens: Tokens of a passage.
-        overlap_tokens: Tokens that a passage shares with the one before.
-        dimensions: Numbers of a vector.
-        encoding: How vectors are kept in memory; see `sizing.bytes_per_vector`.
-        copies: Of each passage, on different nodes (Qdrant's replication factor).
-        queries_per_second: At the peak.
-        prompt_tokens: Of a query with its passages, as the chat model gets it.
-        answer_tokens: Of an answer.
-        spares: Replicas and GPUs of each kind that may fail at the peak without harm.
-    """
-
-    documents: int
-    tokens_per_document: int
-    chunk_tokens: int = 256
-    overlap_tokens: int = 32
-    dimensions: int = 384
-    encoding: Encoding = "float32"
-    copies: int = 1
-    queries_per_second: float = 1.0
-    prompt_tokens: int = 2000
-    answer_tokens: int = 200
-    spares: int = 0
+    documents: int  # how many
+    tokens_per_document: int  # their mean length
+    chunk_tokens: int = 256  # tokens of a passage
+    overlap_tokens: int = 32  # tokens that a passage shares with the one before
+    dimensions: int = 384  # numbers of a vector
+    encoding: Encoding = "float32"  # how vectors are kept in memory; see `sizing.bytes_per_vector`
+    copies: int = 1  # of each passage, on different nodes (Qdrant's replication factor)
+    queries_per_second: float = 1.0  # at the peak
+    prompt_tokens: int = 2000  # of a query with its passages, as the chat model gets it
+    answer_tokens: int = 200  # of an answer
+    spares: int = 0  # replicas and GPUs of each kind that may fail at the peak without harm
 
     def __post_init__(self) -> None:
         """Refuse what cannot be served.
@@ -112,19 +98,12 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class StoreSize:
-    """What the vector store takes, in bytes, at rest.
+    """What the vector store takes, in bytes, at rest."""
 
-    Attributes:
-        passages: In one copy.
-        memory: Of one copy.
-        disk: Of one copy.
-        copies: How many there are.
-    """
-
-    passages: int
-    memory: int
-    disk: int
-    copies: int
+    passages: int  # in one copy
+    memory: int  # of one copy
+    disk: int  # of one copy
+    copies: int  # how many there are
 
     @property
     def memory_all(self) -> int:
@@ -198,42 +177,25 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """A part of a plan.
+    """A part of a plan."""
 
-    Attributes:
-        part: What is paid for.
-        quantity: How many, with their unit.
-        month: What they cost a month.
-    """
-
-    part: str
-    quantity: str
-    month: float
+    part: str  # what is paid for
+    quantity: str  # how many, with their unit
+    month: float  # what they cost a month
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a workload needs and costs.
+    """What a workload needs and costs."""
 
-    Attributes:
-        workload: What is served.
-        store: Memory and disk of the vector store at rest.
-        store_nodes: Nodes of the store.
-        replicas: Of the query service.
-        service_nodes: Nodes that these run on.
-        gpus: By role; 0 for a role that somebody else runs.
-        currency: Of the costs.
-        costs: The parts and what each costs a month.
-    """
-
-    workload: Workload
-    store: StoreSize
-    store_nodes: int
-    replicas: int
-    service_nodes: int
-    gpus: Mapping[Role, int]
-    currency: str
-    costs: tuple[Cost, ...]
+    workload: Workload  # what is served
+    store: StoreSize  # memory and disk of the vector store at rest
+    store_nodes: int  # nodes of the store
+    replicas: int  # of the query service
+    service_nodes: int  # nodes that these run on
+    gpus: Mapping[Role, int]  # by role; 0 for a role that somebody else runs
+    currency: str  # of the costs
+    costs: tuple[Cost, ...]  # the parts and what each costs a month
 
     @property
     def month(self) -> float:

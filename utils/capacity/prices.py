@@ -102,23 +102,14 @@ Price = GpuPrice | NodePrice | StoragePrice | LicencePrice | HostedPrice
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """Prices with the day and the place they come from.
+    """Prices with the day and the place they come from."""
 
-    Attributes:
-        currency: Of all of them.
-        gpus: Machines with GPUs.
-        nodes: Machines without.
-        storage: Block storage.
-        licence: NVIDIA AI Enterprise.
-        hosted: Models that somebody else runs, for comparison.
-    """
-
-    currency: Text
-    gpus: Annotated[tuple[GpuPrice, ...], Field(alias="gpu", min_length=1)]
-    nodes: Annotated[tuple[NodePrice, ...], Field(alias="node", min_length=1)]
-    storage: StoragePrice
-    licence: LicencePrice
-    hosted: tuple[HostedPrice, ...] = ()
+    currency: Text  # of all of them
+    gpus: Annotated[tuple[GpuPrice, ...], Field(alias="gpu", min_length=1)]  # machines with GPUs
+    nodes: Annotated[tuple[NodePrice, ...], Field(alias="node", min_length=1)]  # machines without
+    storage: StoragePrice  # block storage
+    licence: LicencePrice  # NVIDIA AI Enterprise
+    hosted: tuple[HostedPrice, ...] = ()  # models that somebody else runs, for comparison
     __pydantic_config__ = _COMPLETE
 
     @classmethod
@@ -204,33 +195,19 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What somebody measured of a chat model and published.
+    """What somebody measured of a chat model and published."""
 
-    Attributes:
-        model: Which.
-        version: Of the NIM.
-        gpu: The GPU's name, as in the prices.
-        gpus: How many served the model together.
-        hardware: As the source writes it.
-        precision: As the source writes it.
-        prompt_tokens: Of each request.
-        answer_tokens: Of each answer.
-        as_of: When the source was read.
-        source: Where it is.
-        points: By rising concurrency.
-    """
-
-    model: Text
-    version: Text
-    gpu: Text
-    gpus: Count
-    hardware: Text
-    precision: Text
-    prompt_tokens: Count
-    answer_tokens: Count
-    as_of: Day
-    source: Address
-    points: Annotated[tuple[Point, ...], Field(min_length=1)]
+    model: Text  # which
+    version: Text  # of the NIM
+    gpu: Text  # the GPU's name, as in the prices
+    gpus: Count  # how many served the model together
+    hardware: Text  # as the source writes it
+    precision: Text  # as the source writes it
+    prompt_tokens: Count  # of each request
+    answer_tokens: Count  # of each answer
+    as_of: Day  # when the source was read
+    source: Address  # where it is
+    points: Annotated[tuple[Point, ...], Field(min_length=1)]  # by rising concurrency
     __pydantic_config__ = _COMPLETE
 
     def seconds(self, point: Point) -> float:

@@ -47,9 +47,6 @@ def _stop(number: int, frame: FrameType | None) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
-    Args:
-        arguments: What follows the command's name; those of this process when left out.
-
     Returns:
         0 when all went well, 1 when a recipe or a check failed, 2 for a user mistake, 130 after
         Ctrl-C.

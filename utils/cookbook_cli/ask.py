@@ -9,7 +9,7 @@ import sqlite3
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from haystack import Document, Pipeline
 from haystack.utils import Secret
@@ -52,16 +52,6 @@ def ask(
     mode: Mode | None = None,
 ) -> int:
     """Bring the index of a folder up to date and answer.
-
-    Args:
-        console: For everything; with `as_json` only the answers go to standard output.
-        place: A folder, or one file.
-        question: The question; None to read questions from the terminal or a pipe.
-        top_k: How many chunks the chat model sees; None for `answering.TOP_K`.
-        threshold: Least logit of the best chunk; None for the reranking model's own.
-        rebuild: Whether to make the index anew.
-        as_json: Whether to write each answer as one line of JSON.
-        mode: Where the endpoints are; None for what COOKBOOK_ENDPOINTS says.
 
     Returns:
         0, also when a question was refused.
@@ -193,16 +183,31 @@ def _index(
         progress_bar=False,
     )
     present = {file.document for file in folder.files}
+    total = len(folder.files)
+    bars = LoggedProgress(
+        console,
+        TextColumn("Indexing"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} files"),
+        TimeElapsedColumn(),
+        transient=True,
+    )
     try:
-        with IndexProgress(console, len(folder.files)) as progress:
+        with bars:
+            task = bars.add_task("", total=total)
+
+            def progress(done: int, _: int) -> None:
+                bars.update(task, completed=done)
+                bars.line(f"Indexing: {done}/{total} files", now=False)
+
             report = indexing.update(
                 index.store,
                 folder.files,
                 preparation=indexing.preparation(),
-                embedder=_Embedder(embedder, progress),
+                embedder=embedder,
                 gone=[name for name in index.documents if name not in present],
                 settings=settings,
-                progress=progress.files,
+                progress=progress,
             )
     except (sqlite3.Error, QdrantStoreError) as error:
         raise damaged(index.place, error) from error
@@ -226,54 +231,6 @@ def _notes(report: indexing.Report, folder: Folder) -> list[str]:
     lines += [f"skipped {line}" for line in folder.unreadable]
     more = [f"and {len(lines) - MOST_NOTES} more"] if len(lines) > MOST_NOTES else []
     return [*lines[:MOST_NOTES], *more, *([others] if (others := _left_out(folder)) else [])]
-
-
-class _Embedder:
-    """Passes documents on in small batches, so that a large file shows progress too."""
-
-    def __init__(self, embedder: indexing.Embedder, progress: IndexProgress) -> None:
-        self._embedder = embedder
-        self._progress = progress
-
-    def run(self, documents: list[Document]) -> Mapping[str, Any]:
-        done: list[Document] = []
-        for start in range(0, len(documents), indexing.BATCH):
-            batch = documents[start : start + indexing.BATCH]
-            done += self._embedder.run(documents=batch)["documents"]
-            self._progress.passages(len(batch))
-        return {"documents": done}
-
-
-class IndexProgress(LoggedProgress):
-    """Shows files and passages while they are indexed. Use it as a context manager."""
-
-    def __init__(self, console: Console, files: int) -> None:
-        """Prepare for one run over so many files."""
-        super().__init__(
-            console,
-            TextColumn("Indexing"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} files, {task.fields[embedded]}"),
-            TextColumn("passages embedded"),
-            TimeElapsedColumn(),
-            transient=True,
-        )
-        self._total, self._done, self._embedded = files, 0, 0
-        self._task = self.add_task("", total=files, embedded=0)
-
-    def files(self, done: int, total: int) -> None:
-        """Tell how many files are done; it is `progress` of `indexing.update`."""
-        self._done = done
-        self.passages(0)
-
-    def passages(self, embedded: int) -> None:
-        """Tell that some more passages were embedded."""
-        self._embedded += embedded
-        self.update(self._task, completed=self._done, embedded=self._embedded)
-        self.line(
-            f"Indexing: {self._done}/{self._total} files, {self._embedded} passages embedded",
-            now=False,
-        )
 
 
 # --- questions and answers ------------------------------------------------------------------

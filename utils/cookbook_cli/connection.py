@@ -24,9 +24,6 @@ def connected(mode: Mode | None = None) -> Iterator[Endpoints]:
     Local servers that already run are used as they are; otherwise they are started here and stopped
     at the end. In hosted mode the key is asked for now, not in the middle of a recipe.
 
-    Args:
-        mode: Overrides COOKBOOK_ENDPOINTS.
-
     Raises:
         CookbookError: A setting is wrong, a key is missing, or the servers do not start.
     """
@@ -50,12 +47,7 @@ def port_base(connection: Endpoints) -> int:
 
 
 def caption(weights: Mapping[str, str], roles: Collection[str]) -> str:
-    """Return the line under a table that says which weights answered; empty if none was asked.
-
-    Args:
-        weights: Role -> weights, as `Endpoints.weights` tells them.
-        roles: Those that were asked.
-    """
+    """Return the line under a table that says which weights answered; empty if none was asked."""
     answered = [f"{role}: {what}" for role, what in weights.items() if role in roles]
     return f"Answered by: {'; '.join(answered)}" if answered else ""
 

@@ -37,27 +37,16 @@ LOCAL_SERVICES = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the screen.
+    """One line of the screen."""
 
-    Attributes:
-        area: What it is about.
-        text: What was found; never a key.
-        mend: The command or the step that mends it; empty when all is well.
-        blocking: Whether it keeps the recipes from running.
-    """
-
-    area: str
-    text: str
-    mend: str = ""
-    blocking: bool = False
+    area: str  # what it is about
+    text: str  # what was found; never a key
+    mend: str = ""  # the command or the step that mends it; empty when all is well
+    blocking: bool = False  # whether it keeps the recipes from running
 
 
 def examine(console: Console, mode: Mode | None = None) -> int:
     """Show all findings.
-
-    Args:
-        console: Where they go.
-        mode: Overrides COOKBOOK_ENDPOINTS.
 
     Returns:
         0 when the recipes can run, 1 when something is missing.
@@ -71,7 +60,11 @@ def examine(console: Console, mode: Mode | None = None) -> int:
     table.add_column("area", no_wrap=True)
     table.add_column("found", overflow="fold")
     for finding in findings:
-        table.add_row(_state(finding), finding.area, _found(finding))
+        mend = f"\n-> {finding.mend}" if finding.mend else ""
+        state = ("missing", "red") if finding.blocking else ("note", "yellow")
+        state = state if mend else ("ok", "green")
+        found = Text.assemble(finding.text, (mend, "bold"))
+        table.add_row(Text(*state), finding.area, found)
     console.print(table)
     blocking = [finding for finding in findings if finding.blocking]
     if blocking:
@@ -88,19 +81,6 @@ def _guarded(look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
         yield from look()
     except CookbookError as error:
         yield Finding("settings", str(error), "see the sentence itself", blocking=True)
-
-
-def _state(finding: Finding) -> Text:
-    if finding.blocking:
-        return Text("missing", style="red")
-    return Text("note", style="yellow") if finding.mend else Text("ok", style="green")
-
-
-def _found(finding: Finding) -> Text:
-    text = Text(finding.text)
-    if finding.mend:
-        text.append(f"\n-> {finding.mend}", style="bold")
-    return text
 
 
 def _python() -> Iterator[Finding]:
@@ -132,16 +112,12 @@ def _mode() -> Iterator[Finding]:
 def _keys() -> Iterator[Finding]:
     needed = endpoints.mode() == "hosted"
     key = keys.find_key(keys.NVIDIA_KEY)
-    if key is None:
-        mend = f"put a key from {keys.KEY_PAGE} into {keys.NVIDIA_KEY}" if needed else ""
-        why = "" if needed else ", and not needed in this mode"
-        yield Finding("key", f"{keys.NVIDIA_KEY} is not set{why}", mend, blocking=needed)
-    elif keys.is_real_key(key):
-        yield Finding("key", f"{keys.NVIDIA_KEY} is set (not shown)")
-    else:
-        text = f"{keys.NVIDIA_KEY} is set, but not to a key of NVIDIA's (not shown)"
-        mend = f"put a key from {keys.KEY_PAGE} into it" if needed else ""
-        yield Finding("key", text, mend, blocking=needed)
+    state = "is not set" if key is None else "is set (not shown)"
+    if key is not None and not keys.is_real_key(key):
+        state = "is set, but not to a key of NVIDIA's (not shown)"
+    usable = key is not None and keys.is_real_key(key)
+    mend = f"put a key from {keys.KEY_PAGE} into it" if needed and not usable else ""
+    yield Finding("key", f"{keys.NVIDIA_KEY} {state}", mend, needed and not usable)
 
 
 def _weights() -> Iterator[Finding]:
@@ -184,24 +160,16 @@ def _local_servers() -> Iterator[Finding]:
 
 def _ports(base: int) -> Iterator[Finding]:
     taken = [
-        f"{base + offset} by {who}"
-        for offset in PORT_OFFSETS.values()
-        if (who := _who(base + offset))
+        f"{port} by {ports.holder(port) or 'somebody'}"
+        for port in (base + offset for offset in PORT_OFFSETS.values())
+        if not local._is_free(port)
     ]
-    last = base + max(PORT_OFFSETS.values())
     if taken:
         text = f"not running, and ports are taken: {', '.join(taken)}"
         yield Finding("servers", text, f"{START} --port-base {base + 1000}")
     else:
-        text = f"not running; started when needed, ports {base} to {last} are free"
-        yield Finding("servers", text)
-
-
-def _who(port: int) -> str:
-    """Return who holds a port, `somebody` when that cannot be told, or nothing when it is free."""
-    if local._is_free(port):
-        return ""
-    return ports.holder(port) or "somebody"
+        text = f"not running; started when needed, ports {base} to {base + local.PORTS - 1}"
+        yield Finding("servers", f"{text} are free")
 
 
 def _other_servers() -> Iterator[Finding]:

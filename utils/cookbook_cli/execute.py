@@ -62,14 +62,6 @@ def execute(
 ) -> RecipeResult:
     """Run a recipe and write the executed notebook, complete or not.
 
-    Args:
-        recipe: Its entry in the index.
-        notebook: The notebook; changed in place.
-        folder: Where its kernel runs, as JupyterLab would run it.
-        target: Where the executed notebook is written.
-        timeout: Seconds that one cell may take.
-        on_cell: Told of every cell before it runs.
-
     Raises:
         KeyboardInterrupt: The user stopped it; the kernel is gone and the partly executed notebook
             is written by then.

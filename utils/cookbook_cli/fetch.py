@@ -17,11 +17,6 @@ def of_set(models: WeightSet) -> list[Weights]:
 def fetch(models: WeightSet, force: bool, console: Console) -> int:
     """Fetch what is missing of a set of weights.
 
-    Args:
-        models: `default`, `better` or `small`.
-        force: Fetch all of it again.
-        console: Where progress goes.
-
     Raises:
         WeightsError: A file cannot be fetched, or is not what it should be.
     """

@@ -27,19 +27,12 @@ INFO, LOCK, VECTORS = "index.json", "lock", "qdrant"
 
 @dataclass(frozen=True, slots=True)
 class FolderIndex:
-    """An index that is open.
+    """An index that is open."""
 
-    Attributes:
-        store: Its passages; embedded Qdrant, for this process alone.
-        place: Its folder in the cache.
-        documents: Ids of the documents that it holds.
-        remark: Why it was made anew, in one sentence; empty when it was not.
-    """
-
-    store: QdrantDocumentStore
-    place: Path
-    documents: tuple[str, ...]
-    remark: str = ""
+    store: QdrantDocumentStore  # its passages; embedded Qdrant, for this process alone
+    place: Path  # its folder in the cache
+    documents: tuple[str, ...]  # ids of the documents that it holds
+    remark: str = ""  # why it was made anew, in one sentence; empty when it was not
 
 
 def place_of(folder: Path) -> Path:
@@ -58,12 +51,6 @@ def opened(
     folder: Path, embedding: str, dimensions: int, *, rebuild: bool = False
 ) -> Iterator[FolderIndex]:
     """Open the index of a folder, or begin an empty one.
-
-    Args:
-        folder: The folder that is indexed, resolved.
-        embedding: Name of the weights that embed; vectors of others are of no use.
-        dimensions: Width of their vectors.
-        rebuild: Begin an empty one in any case.
 
     Raises:
         DataError: Another process uses the index, or it is damaged.

@@ -19,11 +19,6 @@ STOP_SECONDS = 15
 def lab(folder: Path, mode: Mode | None, arguments: Sequence[str]) -> int:
     """Run JupyterLab until it is closed, then stop the endpoints that were started for it.
 
-    Args:
-        folder: The notebooks.
-        mode: Where the endpoints are; None for what COOKBOOK_ENDPOINTS says.
-        arguments: Passed on to JupyterLab.
-
     Raises:
         CookbookError: JupyterLab is not installed or refuses root, or the endpoints do not start.
     """

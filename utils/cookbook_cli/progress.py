@@ -16,13 +16,7 @@ class LoggedProgress(Progress):
     def __init__(
         self, console: Console, *columns: ProgressColumn | str, transient: bool = False
     ) -> None:
-        """Prepare.
-
-        Args:
-            console: Where to show it.
-            *columns: Of the bars.
-            transient: Whether the bars vanish at the end.
-        """
+        """Prepare."""
         hidden = not console.is_terminal
         super().__init__(*columns, console=console, disable=hidden, transient=transient)
         self._last_line = time.monotonic()

@@ -15,35 +15,20 @@ INDEX = "recipes.toml"
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One entry of `recipes.toml`.
+    """One entry of `recipes.toml`."""
 
-    Attributes:
-        number: Two digits, as in the file's name.
-        file: The notebook's file name.
-        title: Its heading.
-        level: For whom it is: `beginner`, `intermediate` or `advanced`.
-        minutes: Reading and running, for somebody new to it.
-        packages: What it teaches, by distribution name.
-        endpoints: The roles that it calls.
-        measures: What it measures, in words.
-    """
-
-    number: str
-    file: str
-    title: str
-    level: str
-    minutes: int
-    packages: tuple[str, ...]
-    endpoints: tuple[str, ...]
-    measures: tuple[str, ...]
+    number: str  # two digits, as in the file's name
+    file: str  # the notebook's file name
+    title: str  # its heading
+    level: str  # for whom it is: `beginner`, `intermediate` or `advanced`
+    minutes: int  # reading and running, for somebody new to it
+    packages: tuple[str, ...]  # what it teaches, by distribution name
+    endpoints: tuple[str, ...]  # the roles that it calls
+    measures: tuple[str, ...]  # what it measures, in words
 
 
 def find_notebooks(given: Path | None = None) -> Path:
     """Return the folder of the notebooks.
-
-    Args:
-        given: What the user named; otherwise `notebooks` in the current folder or one above it,
-            or that of the clone that this package was installed from.
 
     Raises:
         ConfigurationError: There is none.
@@ -81,10 +66,6 @@ def load(folder: Path) -> list[Recipe]:
 
 def select(recipes: Sequence[Recipe], wanted: Sequence[str]) -> list[Recipe]:
     """Return the wanted recipes in the cookbook's order; all of them when none is named.
-
-    Args:
-        recipes: All there are.
-        wanted: Numbers (`1`, `01`) or file names, in any order.
 
     Raises:
         ConfigurationError: One of them does not exist.

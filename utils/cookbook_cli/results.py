@@ -32,19 +32,12 @@ VERSIONED = (
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A number that a recipe reported.
+    """A number that a recipe reported."""
 
-    Attributes:
-        name: What was measured.
-        value: The number, or a short text.
-        unit: Its unit, or an empty string.
-        weights: The weights it is about, or an empty string.
-    """
-
-    name: str
-    value: float | int | str
-    unit: str = ""
-    weights: str = ""
+    name: str  # what was measured
+    value: float | int | str  # the number, or a short text
+    unit: str = ""  # its unit, or an empty string
+    weights: str = ""  # the weights it is about, or an empty string
 
     def __str__(self) -> str:
         """Return the measure as a line of the table."""
@@ -54,27 +47,16 @@ class Measure:
 
 @dataclass(slots=True)
 class RecipeResult:
-    """How one recipe went.
+    """How one recipe went."""
 
-    Attributes:
-        recipe: The entry in the index.
-        cells: Code cells in the notebook.
-        cells_run: Code cells that ran without an error.
-        seconds: Wall-clock time, with the start of the kernel.
-        executed: Where the executed notebook was written.
-        failed_cell: Its number among the code cells, from 1; None when all ran.
-        error: The failing cell's error in one sentence.
-        measures: What the recipe reported.
-    """
-
-    recipe: Recipe
-    cells: int = 0
-    cells_run: int = 0
-    seconds: float = 0.0
-    executed: Path | None = None
-    failed_cell: int | None = None
-    error: str = ""
-    measures: list[Measure] = field(default_factory=list)
+    recipe: Recipe  # the entry in the index
+    cells: int = 0  # code cells in the notebook
+    cells_run: int = 0  # code cells that ran without an error
+    seconds: float = 0.0  # wall-clock time, with the start of the kernel
+    executed: Path | None = None  # where the executed notebook was written
+    failed_cell: int | None = None  # its number among the code cells, from 1; None when all ran
+    error: str = ""  # the failing cell's error in one sentence
+    measures: list[Measure] = field(default_factory=list)  # what the recipe reported
 
     @property
     def passed(self) -> bool:
@@ -100,12 +82,7 @@ def measures(notebook: NotebookNode) -> list[Measure]:
 
 
 def table(results: Sequence[RecipeResult], caption: str) -> Table:
-    """Return the table that closes a run.
-
-    Args:
-        results: One a recipe.
-        caption: Names the weights that answered.
-    """
+    """Return the table that closes a run."""
     shown = Table(title="Recipes", caption=caption, caption_justify="left", expand=False)
     shown.add_column("Recipe")
     shown.add_column("Cells", justify="right", no_wrap=True)

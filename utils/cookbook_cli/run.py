@@ -31,16 +31,6 @@ def run(
 ) -> int:
     """Execute the recipes.
 
-    Args:
-        console: Where to report.
-        wanted: Recipes by number or file name; empty for all.
-        mode: Where the endpoints are; None for what COOKBOOK_ENDPOINTS says.
-        output: Folder for the executed notebooks.
-        json_file: Where to write the dated record; None for nowhere.
-        store: Whether to write cleaned outputs back into the notebooks.
-        notebooks: Folder of the notebooks; None to look for it.
-        timeout: Seconds that one cell may take.
-
     Returns:
         0 when all of them passed, else 1.
 

@@ -15,9 +15,6 @@ NOT_RUNNING = "No local endpoints are running: start them with `nim-cookbook ser
 def running(port_base: int | None) -> LocalServer:
     """Return local endpoints that answer.
 
-    Args:
-        port_base: Their block of ports; None for any.
-
     Raises:
         EndpointUnreachable: There are none.
     """

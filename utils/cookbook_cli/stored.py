@@ -21,6 +21,7 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
+from nim_cookbook import local
 from nim_cookbook.errors import DataError
 
 LARGEST_IMAGE = 200_000
@@ -31,8 +32,6 @@ _CELL_METADATA_TO_DROP = ("execution", "ExecuteTime", "collapsed", "scrolled", "
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,16}\b")
 _PANDAS_ID = re.compile(r"T_[0-9a-f]{5}(?=[_\"\s{])")
 _PORT = re.compile(r"(?<=127\.0\.0\.1:)(\d{4,5})")
-STANDARD_PORT_BASE = 8000
-PORTS = 6
 
 Replace = Callable[[str], str]
 
@@ -56,12 +55,6 @@ def clean(
     notebook: NotebookNode, root: Path, weights: Mapping[str, str], port_base: int = 0
 ) -> NotebookNode:
     """Return a copy of an executed notebook that is fit to be committed.
-
-    Args:
-        notebook: As it was executed.
-        root: The repository, whose place on this machine must not show.
-        weights: Role -> the weights that answered; kept in the notebook's metadata.
-        port_base: The block of ports that the run used; shown as the standard one. 0 for none.
 
     Raises:
         DataError: An output holds a key, or an image that is too large.
@@ -133,8 +126,8 @@ def _replacer(root: Path, port_base: int) -> Replace:
 
     def port(match: re.Match[str]) -> str:
         offset = int(match[0]) - port_base
-        inside = port_base > 0 and 0 <= offset < PORTS
-        return str(STANDARD_PORT_BASE + offset) if inside else match[0]
+        inside = port_base > 0 and 0 <= offset < local.PORTS
+        return str(local.DEFAULT_PORT_BASE + offset) if inside else match[0]
 
     def replace(text: str) -> str:
         for place, name in places:
@@ -148,24 +141,17 @@ def _replacer(root: Path, port_base: int) -> Replace:
 
 def _places(root: Path) -> list[tuple[str, str]]:
     """Return paths of this machine and what to write in their place, the longest first."""
-    cache = _cache_folder()
     pairs = {
         sysconfig.get_path("purelib"): "site-packages",
         sysconfig.get_path("stdlib"): f"python{sys.version_info[0]}",
         sys.prefix: ".venv",
         str(root.resolve()): ".",
-        str(cache): "~/.cache/nim-cookbook",
+        str(local.cache_dir()): "~/.cache/nim-cookbook",
         tempfile.gettempdir(): "tmp",
         str(Path.home()): "~",
     }
     pairs = {place: name for place, name in pairs.items() if len(place) > 1}
     return sorted(pairs.items(), key=lambda pair: -len(pair[0]))
-
-
-def _cache_folder() -> Path:
-    from nim_cookbook import local
-
-    return local.state_path(STANDARD_PORT_BASE).parents[1]
 
 
 def _refuse_keys(number: int, cell: NotebookNode) -> None:

@@ -15,7 +15,7 @@ import csv
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Annotated
@@ -40,56 +40,25 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One document.
+    """One document."""
 
-    Attributes:
-        id: Its name; unique in the collection.
-        title: Its title, or the file's name.
-        text: The body: Markdown or plain text; of HTML the words, a line to a block.
-        kind: What it is, such as `policy`; empty where the collection does not say.
-        format: `md`, `txt`, `html`, or `pdf` where a PDF is built from the text.
-        date: Its date, ISO; empty where the collection does not say.
-        batch: `initial`, or the day of the batch it came with.
-        split: The questions that may ask about it: `train`, `dev`, `test`, or empty.
-        supersedes: The document that it updates, if any.
-        withdraws: The document that it takes out of force, if any.
-    """
-
-    id: str
-    title: str
-    text: str
-    kind: str = ""
-    format: str = "txt"
-    date: str = ""
-    batch: str = "initial"
-    split: str = ""
-    supersedes: str | None = None
-    withdraws: str | None = None
+    id: str  # its name; unique in the collection
+    title: str  # its title, or the file's name
+    text: str  # the body: Markdown or plain text; of HTML the words, a line to a block
+    kind: str = ""  # what it is, such as `policy`; empty where the collection does not say
+    format: str = "txt"  # `md`, `txt`, `html`, or `pdf` where a PDF is built from the text
+    date: str = ""  # its date, ISO; empty where the collection does not say
+    batch: str = "initial"  # `initial`, or the day of the batch it came with
+    split: str = ""  # the questions that may ask about it: `train`, `dev`, `test`, or empty
+    supersedes: str | None = None  # the document that it updates, if any
+    withdraws: str | None = None  # the document that it takes out of force, if any
 
 
 @dataclass(frozen=True, slots=True)
-class CompanyFile:
-    """One document of the packaged collection as the file that reaches the reader.
+class CompanyFile(Source):
+    """One document of the packaged collection as the file that reaches the reader."""
 
-    Attributes:
-        id: The document's id.
-        path: The file: Markdown (`.md`), HTML (`.html`) or PDF (`.pdf`).
-        title: Its title.
-        kind: What it is, such as `policy`.
-        date: Its date, ISO.
-        batch: `initial`, or the day of the batch it came with.
-        supersedes: The document that it updates, if any.
-        withdraws: The document that it takes out of force, if any.
-    """
-
-    id: str
-    path: Path
-    title: str
-    kind: str
-    date: str
-    batch: str
-    supersedes: str | None
-    withdraws: str | None
+    path: Path = Path()  # the file: Markdown (`.md`), HTML (`.html`) or PDF (`.pdf`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +93,7 @@ class Collection:
         return tuple(source for source in self.sources if source.id not in gone)
 
 
-def replaced(documents: Iterable[Source | CompanyFile]) -> set[str]:
+def replaced(documents: Iterable[Source]) -> set[str]:
     """Return the ids of the documents that one of these supersedes or withdraws."""
     return {name for d in documents for name in (d.supersedes, d.withdraws) if name}
 
@@ -212,11 +181,11 @@ def company_files(*batches: str) -> list[CompanyFile]:
         raise DataError(f"There is no batch {unknown[0]!r}: the batches are {', '.join(known)}.")
     wanted = [source for source in sources if source.batch in (batches or known)]
     wanted.sort(key=lambda source: (known.index(source.batch), source.id))
+    folders = {"pdf": "pdf"}
     return [
         CompanyFile(
-            s.id,
-            data_path(f"company/{'pdf' if s.format == 'pdf' else 'documents'}/{s.id}.{s.format}"),
-            *(s.title, s.kind, s.date, s.batch, s.supersedes, s.withdraws),
+            **asdict(s),
+            path=data_path(f"company/{folders.get(s.format, 'documents')}/{s.id}.{s.format}"),
         )
         for s in wanted
     ]

@@ -19,38 +19,26 @@ Text = Annotated[str, Field(pattern=r"\S")]
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What answers a question: words of a document.
+    """What answers a question: words of a document."""
 
-    Attributes:
-        document: The document's id.
-        quote: Its words, verbatim; empty when all of the document is judged, as in BEIR.
-        grade: How relevant, from 1 up; above 1 only in graded collections.
-    """
-
-    document: Text
-    quote: str = ""
-    grade: int = 1
+    document: Text  # the document's id
+    quote: str = ""  # its words, verbatim; empty when all of the document is judged, as in BEIR
+    grade: int = 1  # how relevant, from 1 up; above 1 only in graded collections
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A question with its references and judgements.
+    """A question with its references and judgements."""
 
-    Attributes:
-        id: Its name; unique in its split.
-        question: The question.
-        answers: Reference answers, any of which is right; empty where there are none.
-        kind: What makes it hard, such as `paraphrase`; empty where the collection does not say.
-        evidence: The words that answer it, all of which a perfect retriever finds.
-        split: `train`, `dev`, `test`, or empty.
-    """
-
-    id: str
-    question: Text
+    id: str  # its name; unique in its split
+    question: Text  # the question
+    # reference answers, any of which is right; empty where there are none
     answers: tuple[Text, ...] = ()
+    # what makes it hard, such as `paraphrase`; empty where the collection does not say
     kind: str = ""
+    # the words that answer it, all of which a perfect retriever finds
     evidence: tuple[Evidence, ...] = ()
-    split: str = ""
+    split: str = ""  # `train`, `dev`, `test`, or empty
 
     @property
     def answerable(self) -> bool:

@@ -248,13 +248,12 @@ def draw_pipeline(pipeline: Pipeline, *, title: str = "Pipeline") -> Picture:
     import mermaidx
 
     diagram = mermaidx.render(pipeline_mermaid(pipeline))
-    svg: str = diagram.svg()
     for scale in (2.0, 1.5, 1.0, 0.5):
         png = small_png(diagram.png(scale=scale, background="#ffffff"))
         if len(png) <= MAX_PNG_BYTES:
             break
     width = int(png_width(png) / scale)
-    return Picture(png, f"{title}: {_pipeline_in_words(pipeline)}.", width=width, svg=svg)
+    return Picture(png, f"{title}: {_pipeline_in_words(pipeline)}.", width=width)
 
 
 def pipeline_mermaid(pipeline: Pipeline) -> str:

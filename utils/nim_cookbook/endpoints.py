@@ -39,7 +39,7 @@ from nim_cookbook.errors import (
     UnknownModelError,
 )
 from nim_cookbook.hosts import is_loopback
-from nim_cookbook.models import ROLES, CatalogModel, Role, load_registry
+from nim_cookbook.models import ROLES, Role, load_registry
 
 if TYPE_CHECKING:
     from nim_cookbook.display import Check
@@ -63,6 +63,15 @@ _CHECK_CALLS: dict[Role, tuple[str, dict[str, Any]]] = {
     ),
     "embedding": ("embeddings", {"input": ["Hello"], "input_type": "query"}),
     "reranking": ("ranking", {"query": {"text": "Hello"}, "passages": [{"text": "Hello"}]}),
+}
+
+_VERDICTS = {
+    202: "not yet: the model is being started (202)",
+    401: "no: the key is refused (401)",
+    403: "no: the key is refused (403)",
+    404: "no: the model is not served (404)",
+    410: "no: the model is retired (410)",
+    429: "busy: too many requests (429)",
 }
 
 
@@ -323,8 +332,10 @@ def _hosted() -> Endpoints:
     url = base_url(os.environ.get("NVIDIA_BASE_URL", "").strip() or HOSTED_URL, "NVIDIA_BASE_URL")
     keys.guard(key, url, key_variable=keys.NVIDIA_KEY, url_variable="NVIDIA_BASE_URL")
 
-    def endpoint(role: Role, model: CatalogModel) -> Endpoint:
-        return Endpoint(
+    endpoints: dict[Role, Endpoint] = {}
+    for role in ROLES:
+        model = load_registry().default(role)
+        endpoints[role] = Endpoint(
             role=role,
             url=url,
             model=model.id,
@@ -333,8 +344,6 @@ def _hosted() -> Endpoints:
             rerank_url=model.hosted_url,
             refusal_logit=model.refusal_logit,
         )
-
-    endpoints = {r: endpoint(r, load_registry().default(r)) for r in ROLES}
     endpoints["embedding"] = _own_embedding(endpoints["embedding"])
     return Endpoints("hosted", endpoints)
 
@@ -419,18 +428,8 @@ def _nim_urls() -> dict[Role, str]:
 
 def _served_model(role: Role, url: str, key: str, variable: str, model_variable: str) -> str:
     """Choose the model id: the one asked for, else the catalog's default, else the first."""
-    listed = _listed_models(url, key, variable)
-    wanted = os.environ.get(model_variable, "").strip()
-    if wanted and wanted not in listed:
-        raise UnknownModelError(
-            f"{model_variable} is {wanted[:80]!r}, which {url} does not serve: choose one of "
-            f"{', '.join(listed[:8])}."
-        )
-    default = load_registry().default(role).id
-    return wanted or (default if default in listed else listed[0])
-
-
-def _listed_models(url: str, key: str, variable: str) -> list[str]:
+    fault = "lists no model"
+    listed: list[str] = []
     try:
         response = _request("GET", f"{url}/models", key)
         if response.status_code in (401, 403):
@@ -448,14 +447,19 @@ def _listed_models(url: str, key: str, variable: str) -> list[str]:
         fault = "cannot be reached"
     except (ValueError, KeyError, TypeError):
         fault = "does not answer /models as a NIM does"
-    else:
-        if listed:
-            return listed
-        fault = "lists no model"
-    raise EndpointUnreachable(
-        f"{variable} ({url}) {fault}: start the NIM and wait for {url}/health/ready, or correct "
-        f"{variable}."
-    )
+    if not listed:
+        raise EndpointUnreachable(
+            f"{variable} ({url}) {fault}: start the NIM and wait for {url}/health/ready, or "
+            f"correct {variable}."
+        )
+    wanted = os.environ.get(model_variable, "").strip()
+    if wanted and wanted not in listed:
+        raise UnknownModelError(
+            f"{model_variable} is {wanted[:80]!r}, which {url} does not serve: choose one of "
+            f"{', '.join(listed[:8])}."
+        )
+    default = load_registry().default(role).id
+    return wanted or (default if default in listed else listed[0])
 
 
 def stand_in(url: str, role: Role, key: str) -> dict[str, Any] | None:
@@ -489,13 +493,13 @@ def _own(model: str) -> dict[str, Any]:
 
 def _check_row(endpoint: Endpoint) -> dict[str, object]:
     path, body = _CHECK_CALLS[endpoint.role]
-    url = f"{endpoint.url}/{path}"
-    if endpoint.rerank_url and endpoint.rerank_url != endpoint.url:
-        url = endpoint.rerank_url
+    own = endpoint.rerank_url if endpoint.rerank_url != endpoint.url else None
     began = time.perf_counter()
     try:
-        response = _request("POST", url, endpoint.key, {**body, "model": endpoint.model})
-        ready = _verdict(response.status_code)
+        body = {**body, "model": endpoint.model}
+        response = _request("POST", own or f"{endpoint.url}/{path}", endpoint.key, body)
+        status = response.status_code
+        ready = "yes" if status == 200 else _VERDICTS.get(status, f"no: it answers {status}")
     except httpx.TimeoutException:
         ready = "no: it does not answer in time"
     except httpx.HTTPError:
@@ -503,24 +507,12 @@ def _check_row(endpoint: Endpoint) -> dict[str, object]:
     elapsed = time.perf_counter() - began
     return {
         "role": endpoint.role,
-        "url": url if url == endpoint.rerank_url else endpoint.url,
+        "url": own or endpoint.url,
         "model id": endpoint.model,
         "weights that answer": endpoint.weights if ready == "yes" else "none",
         "ready": ready,
         "round trip, ms": round(elapsed * 1000) if ready == "yes" else None,
     }
-
-
-def _verdict(status: int) -> str:
-    reasons = {
-        202: "not yet: the model is being started (202)",
-        401: "no: the key is refused (401)",
-        403: "no: the key is refused (403)",
-        404: "no: the model is not served (404)",
-        410: "no: the model is retired (410)",
-        429: "busy: too many requests (429)",
-    }
-    return "yes" if status == 200 else reasons.get(status, f"no: it answers {status}")
 
 
 def _request(method: str, url: str, key: str, body: object = None) -> httpx.Response:

@@ -38,19 +38,12 @@ SUPPORT = 0.75
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean with its bootstrap interval.
+    """A mean with its bootstrap interval."""
 
-    Attributes:
-        mean: The mean of the values.
-        low: Lower end.
-        high: Upper end.
-        n: How many values.
-    """
-
-    mean: float
-    low: float
-    high: float
-    n: int
+    mean: float  # the mean of the values
+    low: float  # lower end
+    high: float  # upper end
+    n: int  # how many values
 
     def __str__(self) -> str:
         """Show the mean and, in brackets, the interval."""
@@ -59,13 +52,9 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Difference(Interval):
-    """The mean difference of two systems on the same questions, first minus second.
+    """The mean difference of two systems on the same questions, first minus second."""
 
-    Attributes:
-        p: Two-sided p-value of "there is no difference".
-    """
-
-    p: float
+    p: float  # two-sided p-value of "there is no difference"
 
     @property
     def better(self) -> bool:
@@ -182,27 +171,18 @@ def _resampled(
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """What a retriever returned.
+    """What a retriever returned."""
 
-    Attributes:
-        document: The id of the document that it comes from.
-        text: Its words.
-    """
-
-    document: str
-    text: str
+    document: str  # the id of the document that it comes from
+    text: str  # its words
 
 
 @dataclass(frozen=True, slots=True)
 class RetrievalScores:
-    """Scores of one retriever.
+    """Scores of one retriever."""
 
-    Attributes:
-        queries: The n answerable questions that were scored.
-        values: Per metric, such as `ndcg@10`, one score per question, shape (n,), 0 to 1.
-    """
-
-    queries: tuple[Query, ...]
+    queries: tuple[Query, ...]  # the n answerable questions that were scored
+    # per metric, such as `ndcg@10`, one score per question, shape (n,), 0 to 1
     values: Mapping[str, Scores]
 
     def interval(self, metric: str) -> Interval:
@@ -335,39 +315,24 @@ def token_f1(answer: str, references: Sequence[str]) -> float:
     return best
 
 
-def support(answer: str, passages: Sequence[str], question: str = "") -> float:
-    """Return the share of an answer's words that the passages hold, 0 to 1.
-
-    K-Precision of Adlakha et al., "Evaluating Correctness and Faithfulness of Instruction-Following
-    Models for Question Answering" (TACL 2024); words of the question are left out, as they claim
-    nothing new, and each word counts once. Words are compared by their English stems, so that
-    "takes" claims no more than "take". An answer that adds nothing to the question has 1.
-    """
-    return _share(*_claims(answer, passages, question))
-
-
 def supported(answer: str, passages: Sequence[str], question: str = "") -> bool:
     """Tell whether passages support an answer: most of its words, and every number and code.
 
-    A check of words, not of meaning: it finds made-up figures and names, not a wrong "not".
+    A check of words, not of meaning: it finds made-up figures and names, not a wrong "not". It is
+    K-Precision of Adlakha et al., "Evaluating Correctness and Faithfulness of Instruction-Following
+    Models for Question Answering" (TACL 2024); words of the question are left out, as they claim
+    nothing new, and each word counts once. Words are compared by their English stems, so that
+    "takes" claims no more than "take".
     """
-    claimed, held = _claims(answer, passages, question)
-    figures = {word for word in claimed if any(letter.isdigit() for letter in word)}
-    return figures <= held and _share(claimed, held) >= SUPPORT
-
-
-def _claims(answer: str, passages: Sequence[str], question: str) -> tuple[set[str], set[str]]:
-    """Return the stems that an answer adds to the question, and those that the passages hold."""
     stemmer = Stemmer.Stemmer("english")
 
     def stems(text: str) -> set[str]:
         return set(stemmer.stemWords(normalise(text).split()))
 
-    return stems(answer) - stems(question), set().union(*map(stems, passages))
-
-
-def _share(claimed: set[str], held: set[str]) -> float:
-    return len(claimed & held) / len(claimed) if claimed else 1.0
+    claimed = stems(answer) - stems(question)
+    held = claimed & set().union(*map(stems, passages))
+    figures = {word for word in claimed if any(letter.isdigit() for letter in word)}
+    return figures <= held and len(held) >= SUPPORT * len(claimed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,18 +25,13 @@ _ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """What a folder holds.
+    """What a folder holds."""
 
-    Attributes:
-        path: The folder, or the one file, without links and relative parts.
-        files: The files that can be indexed, by their paths below the folder.
-        others: How many files of other kinds were left out, by their endings in lower case.
-        unreadable: Folders and files that could not be looked at, each with the reason.
-    """
-
-    path: Path
-    files: tuple[SourceFile, ...]
+    path: Path  # the folder, or the one file, without links and relative parts
+    files: tuple[SourceFile, ...]  # the files that can be indexed, by their paths below the folder
+    # how many files of other kinds were left out, by their endings in lower case
     others: Counter[str]
+    # folders and files that could not be looked at, each with the reason
     unreadable: tuple[str, ...]
 
 

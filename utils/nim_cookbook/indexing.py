@@ -72,16 +72,11 @@ class Embedder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file that is to be found.
+    """A file that is to be found."""
 
-    Attributes:
-        document: The document's id; a new version of the file keeps it.
-        path: Where the file is.
-        meta: What else is known, such as `title` and `date`; every passage carries it.
-    """
-
-    document: str
-    path: Path
+    document: str  # the document's id; a new version of the file keeps it
+    path: Path  # where the file is
+    # what else is known, such as `title` and `date`; every passage carries it
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -190,19 +185,12 @@ def preparation(split_length: int = SPLIT_LENGTH, split_overlap: int = SPLIT_OVE
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The passages of one file.
+    """The passages of one file."""
 
-    Attributes:
-        file: The file.
-        fingerprint: Of its bytes, metadata and the settings; the same file gives the same.
-        passages: Its passages, without vectors; none when it could not be read.
-        note: What a person should know.
-    """
-
-    file: SourceFile
-    fingerprint: str
-    passages: tuple[Document, ...]
-    note: str
+    file: SourceFile  # the file
+    fingerprint: str  # of its bytes, metadata and the settings; the same file gives the same
+    passages: tuple[Document, ...]  # its passages, without vectors; none when it could not be read
+    note: str  # what a person should know
 
 
 def source_files(files: Iterable[CompanyFile]) -> list[SourceFile]:

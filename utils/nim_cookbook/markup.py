@@ -35,19 +35,12 @@ def split_front_matter(text: str) -> tuple[dict[str, str], str]:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """An HTML page.
+    """An HTML page."""
 
-    Attributes:
-        meta: Content of its `<meta name=...>` elements.
-        title: Its title, or an empty string.
-        heading: Its first heading of the first level, likewise.
-        root: Its root element.
-    """
-
-    meta: dict[str, str]
-    title: str
-    heading: str
-    root: Any
+    meta: dict[str, str]  # content of its `<meta name=...>` elements
+    title: str  # its title, or an empty string
+    heading: str  # its first heading of the first level, likewise
+    root: Any  # its root element
 
 
 def parsed_page(text: str) -> Page:

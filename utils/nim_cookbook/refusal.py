@@ -23,17 +23,11 @@ from nim_cookbook.evaluation import Interval, proportion
 
 
 class RefusalPoint(NamedTuple):
-    """What one threshold does: the shares of questions that score below it and are refused.
+    """What one threshold does: the shares of questions that score below it and are refused."""
 
-    Attributes:
-        threshold: Questions whose best score is below it are refused.
-        right: Share of the unanswerable questions that are refused, 0 to 1.
-        wrong: Share of the answerable questions that are refused, 0 to 1.
-    """
-
-    threshold: float
-    right: float
-    wrong: float
+    threshold: float  # questions whose best score is below it are refused
+    right: float  # share of the unanswerable questions that are refused, 0 to 1
+    wrong: float  # share of the answerable questions that are refused, 0 to 1
 
 
 class RefusalRates(NamedTuple):
