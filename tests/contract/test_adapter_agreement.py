@@ -25,7 +25,10 @@ from nim_cookbook.models import load_registry
 
 # Imported where they are used: every process that collects tests would spend seconds on them.
 missing = missing_packages()
-pytestmark = pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)}: not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)}: not installed"),
+]
 
 PROMPTS = 4
 
