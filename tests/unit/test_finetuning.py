@@ -8,8 +8,6 @@ from types import SimpleNamespace
 import httpx
 import pytest
 from haystack import Document
-from hypothesis import given
-from hypothesis import strategies as st
 
 from nim_cookbook import adapters, corpus, finetuning
 from nim_cookbook.corpus import Evidence, Query
@@ -75,40 +73,10 @@ def test_the_prompt_is_what_the_chat_messages_become():
     )
 
 
-def test_refusals_read_a_passage_of_another_document():
-    for sample in finetuning.samples(cases(), refusals=1.0, passages=PASSAGES):
-        read, learnt = (part["value"] for part in sample["inputs"])
-        assert learnt == finetuning.REFUSAL + finetuning.END
-        held = "pay" if "salaries" in read.split("Question:")[1] else "canteen"
-        own = next(p for p in PASSAGES if p.meta["document"] == held)
-        assert own.content not in read
-
-
-def test_the_share_of_refusals_is_about_what_was_asked():
-    many = finetuning.cases(
-        [query(str(n), f"When are salaries paid, {n}?", "the 26th", "pay", "paid on the 26th")
-         for n in range(200)],
-        PASSAGES,
-    )  # fmt: skip
-    made = finetuning.samples(many, refusals=0.3, passages=PASSAGES)
-    refused = sum(s["inputs"][1]["value"].startswith(finetuning.REFUSAL) for s in made)
-    assert 40 <= refused <= 80
-
-
-@given(st.integers(0, 1000))
-def test_the_seed_decides_the_order(seed: int):
-    assert finetuning.samples(cases(), seed=seed) == finetuning.samples(cases(), seed=seed)
-
-
-@pytest.mark.parametrize("share", [-0.1, 1.1])
-def test_an_impossible_share(share: float):
-    with pytest.raises(DataError, match="from 0 to 1"):
-        finetuning.samples(cases(), refusals=share, passages=PASSAGES)
-
-
-def test_refusals_without_passages():
-    with pytest.raises(DataError, match="give `passages`"):
-        finetuning.samples(cases(), refusals=0.5)
+def test_the_seed_decides_the_order():
+    many = cases() * 4
+    orders = [finetuning.samples(many, seed=seed) for seed in (1, 1, 2)]
+    assert orders[0] == orders[1] != orders[2]
 
 
 def test_a_case_without_reference():

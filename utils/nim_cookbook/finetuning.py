@@ -1,8 +1,8 @@
-"""From questions with evidence to samples for fine-tuning: what is read, and what is to be learnt.
+"""Samples for fine-tuning, made from questions with evidence: a prompt to read, an answer to learn.
 
-The chat models of the local servers (Qwen2.5-Coder, SmolLM2) share one chat markup, ChatML, so the
-prompt is written in it: a completion endpoint passes text on as it is, and a chat endpoint makes
-the very same text of a system and a user message.
+The prompt is written in ChatML, the chat markup of the local servers' models (Qwen2.5-Coder,
+SmolLM2): a completion endpoint passes text on unchanged, and a chat endpoint makes the same text
+from a system and a user message.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from nim_cookbook.errors import DataError
 #: The system message of training, evaluation and use; an adapter expects the prompt it was
 #: trained with.
 SYSTEM = "Answer the question briefly from the passage."
-#: What the samples without an answer teach to say.
-REFUSAL = "The passage does not tell."
 #: The user message: a Jinja template over `documents` and `question`.
 USER = """{% for document in documents %}{{ document.content[:2000] }}
 
@@ -61,7 +59,7 @@ class Case:
 
     @property
     def prompt(self) -> str:
-        """What the model reads."""
+        """The model's input."""
         return prompt(self.query.question, self.passages)
 
 
@@ -73,9 +71,9 @@ def prompt(question: str, passages: Sequence[Document]) -> str:
 
 
 def cases(queries: Iterable[Query], passages: Sequence[Document]) -> list[Case]:
-    """Put to each question the passages that hold its evidence.
+    """Give each question the passages that hold its evidence.
 
-    Reading is measured apart from retrieval that way: what is wrong then is the reader's fault.
+    This measures reading apart from retrieval: a wrong answer is then the generator's fault.
 
     Args:
         queries: The questions. One whose evidence lies in no passage is left out.
@@ -110,63 +108,43 @@ def _store(passages: Sequence[Document]) -> InMemoryDocumentStore:
 
 
 def _nearest(query: Query, store: InMemoryDocumentStore) -> list[Document]:
-    """Return the passage of BM25's choice among documents that hold nothing of the answer."""
+    """Return the passage that BM25 ranks first among documents without evidence."""
     values = sorted({evidence.document for evidence in query.evidence})
     others = {"field": "meta.document", "operator": "not in", "value": values}
     return store.bm25_retrieval(query.question, filters=others if values else None, top_k=1)
 
 
-def samples(
-    cases: Sequence[Case],
-    *,
-    refusals: float = 0.0,
-    passages: Sequence[Document] = (),
-    seed: int = 0,
-) -> list[Sample]:
+def samples(cases: Sequence[Case], *, seed: int = 0) -> list[Sample]:
     """Return one sample a case, shuffled: the prompt to read and the first reference to learn.
 
     Args:
         cases: Answerable questions with their passages.
-        refusals: Share of the cases, from 0 to 1, that are to be refused: they get the closest of
-            `passages` from other documents, and `REFUSAL` as their answer.
-        passages: What to take those from; needed only with refusals.
-        seed: Of the order, and of which cases refuse.
+        seed: Of the order.
 
     Raises:
-        DataError: The share is none, there is nothing to take refusals from, or a case has no
-            reference answer.
+        DataError: A case has no reference answer.
     """
-    if not 0 <= refusals <= 1:
-        raise DataError(f"A share of {refusals} refusals is impossible: give one from 0 to 1.")
-    if refusals and not passages:
-        raise DataError("Samples that refuse need passages that do not answer: give `passages`.")
-    store = _store(passages)
-    dice = random.Random(seed)
     made = []
-    for case in dice.sample(list(cases), len(cases)):
-        query = case.query
-        if not query.answers:
-            raise DataError(f"Question {query.id} has no reference answer to learn.")
-        if dice.random() < refusals:
-            made.append(_sample(prompt(query.question, _nearest(query, store)), REFUSAL))
-        else:
-            made.append(_sample(case.prompt, query.answers[0]))
+    for case in random.Random(seed).sample(list(cases), len(cases)):
+        if not case.query.answers:
+            raise DataError(f"Question {case.query.id} has no reference answer to learn.")
+        learnt = case.query.answers[0] + END
+        parts = ((case.prompt, False), (learnt, True))
+        made.append(
+            {
+                "inputs": [
+                    {"value": text, "trainable": trainable, "parse_special_tokens": True}
+                    for text, trainable in parts
+                ]
+            }
+        )
     return made
-
-
-def _sample(read: str, learnt: str) -> Sample:
-    return {
-        "inputs": [
-            {"value": read, "trainable": False, "parse_special_tokens": True},
-            {"value": learnt + END, "trainable": True, "parse_special_tokens": True},
-        ]
-    }
 
 
 def fingerprint(batches: Sequence[Sequence[Sample]], **settings: object) -> str:
     """Return twelve digits that change with any sample, their order, or a setting.
 
-    An adapter that has them in its name was trained on exactly this, so that nobody trains twice.
+    An adapter with them in its name was trained on these samples, so it can be used again.
     """
     text = json.dumps([batches, settings], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,18 +1,16 @@
 """The folder from which the local chat NIM loads LoRA adapters, as a NIM does.
 
 ``NIM_PEFT_SOURCE`` names it; each sub-folder with an ``adapter_config.json`` is an adapter, and the
-sub-folder's name is the model id that chooses it. Without the variable the local servers keep a
-folder of their own in the cache. It is scanned at the start, and again every
-``NIM_PEFT_REFRESH_INTERVAL`` seconds: a NIM scans only once where that is unset, these servers
-then scan every two seconds, so that a recipe sees its adapter served without a restart.
-``NIM_MAX_LORA_RANK`` limits the rank, 32 by default as in a NIM.
+sub-folder's name is its model id. Without the variable the local servers use a folder of their own
+in the cache. It is scanned at the start and every ``NIM_PEFT_REFRESH_INTERVAL`` seconds. Where that
+is unset, a NIM scans only once; these servers scan every two seconds, so that a recipe sees its
+adapter without a restart. ``NIM_MAX_LORA_RANK`` limits the rank, 32 by default as in a NIM.
 
-A folder that cannot be loaded is left out with one line that says why, and tried again when one of
-its files changes. So an adapter that is still being copied appears when it is complete; copied
-under a name that begins with a dot and then renamed, it never shows half-done.
+A folder that cannot be loaded is skipped with one line of explanation, and examined again when one
+of its files changes. So an adapter that is being copied appears when it is complete.
 
-An adapter answers chats that have no system message with the system message of the base weights,
-if those have one. A request's own system message replaces it, also an empty one.
+An adapter answers chats without a system message with the system message of the base weights, if
+those have one. A request's own system message replaces it, also an empty one.
 """
 
 from __future__ import annotations
@@ -48,7 +46,7 @@ _NAME = re.compile(r"\w[\w.+-]{0,127}")
 
 @dataclass(frozen=True, slots=True)
 class PeftSettings:
-    """Where adapters come from.
+    """The settings of the folder of adapters.
 
     Attributes:
         folder: The folder to scan.
@@ -62,13 +60,13 @@ class PeftSettings:
 
 
 def settings(port_base: int) -> PeftSettings:
-    """Return what the environment says; the folder exists after it.
+    """Return the settings of the environment; the folder exists afterwards.
 
     Args:
         port_base: The chat server's port, part of the name of the default folder.
 
     Raises:
-        ConfigurationError: A variable has a value that cannot be used, or the folder is none.
+        ConfigurationError: A variable has an invalid value, or its folder does not exist.
     """
     seconds = _number(INTERVAL, DEFAULT_SECONDS)
     if seconds < SHORTEST_SECONDS:
@@ -82,7 +80,7 @@ def settings(port_base: int) -> PeftSettings:
 
 
 def tidy(settings: PeftSettings) -> None:
-    """Remove the servers' own folder at their end if nothing was put into it."""
+    """Remove the servers' own folder if it is empty; called at their end."""
     if not os.environ.get(SOURCE, "").strip():
         with contextlib.suppress(OSError):
             settings.folder.rmdir()
@@ -119,11 +117,11 @@ def _folder(port_base: int) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """What one look at a sub-folder found.
+    """The result of examining a sub-folder.
 
     Attributes:
-        signature: Identity, size and time of both files when it was looked at.
-        served: How it is listed, None if it was refused.
+        signature: Inode, size and time of both files before they were read.
+        served: Its entry in listings, None if it was refused.
         gguf: The converted file, None if it was refused.
     """
 
@@ -133,10 +131,10 @@ class _Candidate:
 
 
 class PeftSource:
-    """Keeps an engine's adapters as the sub-folders of a folder are.
+    """Keeps an engine's adapters equal to the sub-folders of a folder.
 
     Args:
-        settings: The folder, and how often to look.
+        settings: The folder, and how often to scan it.
         engine: The engine; loaded already.
         reserved: Returns the ids that no adapter may take.
         publish: Receives the adapters served, by name, whenever they have changed.
@@ -157,9 +155,7 @@ class PeftSource:
         self._publish = publish
         self._report = report
         self._base = engine.weights.folder / engine.weights.files[0][0]
-        self._cache = cache_dir() / "lora"
         self._seen: dict[str, _Candidate] = {}
-        self._served: dict[str, ServedAdapter] = {}
         self._refused: dict[str, str] = {}
         self._failed: dict[str, Path] | None = None
 
@@ -170,60 +166,55 @@ class PeftSource:
             await self.scan()
 
     async def scan(self) -> None:
-        """Look at the folder once, and serve what is there."""
+        """Scan the folder once, and serve its adapters."""
         self._seen = await asyncio.to_thread(self._look)
-        usable = {n: c for n, c in self._seen.items() if c.served is not None}
-        ggufs = {name: c.gguf for name, c in usable.items() if c.gguf is not None}
-        served = {name: c.served for name, c in usable.items() if c.served is not None}
-        unchanged = served == self._served and ggufs == self._engine.adapters
-        if unchanged or ggufs == self._failed:
+        served = {name: c.served for name, c in self._seen.items() if c.served is not None}
+        files = {name: c.gguf for name, c in self._seen.items() if c.gguf is not None}
+        before = dict(self._engine.adapters)
+        if files in (before, self._failed):
             return
-        ggufs_before = self._engine.adapters
         try:
-            await self._engine.set_adapters(ggufs)
+            await self._engine.set_adapters(files)
         except CookbookError as error:
-            # The adapters before stay; the same set is not tried again.
-            self._failed = ggufs
+            self._failed = files  # the adapters before stay; the same set is not tried again
             self._report(f"adapters: {error}")
             return
         self._failed = None
-        before, self._served = self._served, served
-        self._publish(dict(served))
-        for name in sorted(served.keys() - before.keys()):
-            self._report(f"adapter {name}: loaded from {self.settings.folder / name}")
-        for name in sorted(served.keys() & before.keys()):
-            if ggufs[name] != ggufs_before.get(name):
+        self._publish(served)
+        for name in sorted(files.keys() | before.keys()):
+            if name not in files:
+                self._report(f"adapter {name}: no longer served")
+            elif name not in before:
+                self._report(f"adapter {name}: loaded from {self.settings.folder / name}")
+            elif files[name] != before[name]:
                 self._report(f"adapter {name}: loaded again, its files have changed")
-        for name in sorted(before.keys() - served.keys()):
-            self._report(f"adapter {name}: no longer served")
 
     def _look(self) -> dict[str, _Candidate]:
-        """Return what the sub-folders hold now; unchanged ones are not read again."""
+        """Examine the sub-folders; those that have not changed are not read again."""
         try:
             folders = sorted(path for path in self.settings.folder.iterdir() if path.is_dir())
         except OSError as error:
             self._refuse("", f"{self.settings.folder} cannot be read ({error.strerror})")
             return {}
-        self._refused.pop("", None)
         found: dict[str, _Candidate] = {}
         for folder in folders:
             if folder.name.startswith(".") or not (folder / adapters.CONFIG_FILE).is_file():
                 continue
             signature = _signature(folder)
             before = self._seen.get(folder.name)
-            if before is not None and before.signature == signature:
-                found[folder.name] = before
-            else:
-                found[folder.name] = self._examine(folder, signature)
-        for gone in self._refused.keys() - found.keys():
-            del self._refused[gone]
+            unchanged = before is not None and before.signature == signature
+            found[folder.name] = (
+                before if before and unchanged else self._examine(folder, signature)
+            )
+        self._refused = {name: why for name, why in self._refused.items() if name in found}
         return found
 
     def _examine(self, folder: Path, signature: Signature) -> _Candidate:
         name = folder.name
         try:
             self._check_name(name)
-            gguf = adapters.to_gguf(folder, self._base, self._cache, self.settings.max_rank)
+            cache = cache_dir() / "lora"
+            gguf = adapters.to_gguf(folder, self._base, cache, self.settings.max_rank)
             weights = folder / adapters.WEIGHTS_FILE
             sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
             created = int(weights.stat().st_mtime)
@@ -231,8 +222,7 @@ class PeftSource:
             self._refuse(name, str(error))
             return _Candidate(signature)
         if _signature(folder) != signature:
-            # Changed under our hands: what was read is no one's adapter. Look again next time.
-            return _Candidate(())
+            return _Candidate(())  # changed while it was read: the next scan reads it again
         self._refused.pop(name, None)
         return _Candidate(signature, ServedAdapter(name, created, weights.name, sha256), gguf)
 
@@ -248,14 +238,14 @@ class PeftSource:
             )
 
     def _refuse(self, name: str, reason: str) -> None:
-        """Report why an adapter is left out, once as long as the reason stays."""
+        """Report the reason for skipping an adapter, once until it changes."""
         if self._refused.get(name) != reason:
             self._refused[name] = reason
             self._report(f"adapter left out: {reason}" if name else f"adapters: {reason}")
 
 
 def _signature(folder: Path) -> Signature:
-    """Return what changes when one of the two files is written or replaced."""
+    """Return a value that changes when one of the two files is written or replaced."""
     found = []
     for name in (adapters.CONFIG_FILE, adapters.WEIGHTS_FILE):
         try:
