@@ -10,7 +10,7 @@
 - `<name>_TRIES`: the tries of a job. JetStream's `max_deliver` would not do: it also counts jobs
   that are given back at a restart, and keeps no reasons.
 - `<name>_DEAD`: jobs that failed `TRIES` times, each with its file, hash and reasons, until
-  somebody sends them again, drops them, or a later version of the file is indexed.
+  they are sent again or dropped, or a later version of the file is indexed.
 
 `python -m rag_service.queue` shows the depth and the dead letters, and sends dead letters again.
 """
@@ -344,7 +344,7 @@ class Queue:
     async def put_if(
         self, kind: Literal["CLAIMS", "TRIES"], key: str, body: bytes, last: int
     ) -> int | None:
-        """Write a record unless somebody else has.
+        """Write a record unless another worker has.
 
         Args:
             kind: The stream.
