@@ -42,8 +42,6 @@ from nim_cookbook.errors import CookbookError, DataError, EndpointUnreachable
 from rag_service.files import StoredFile
 from rag_service.settings import DEFAULT_NATS_URL, NATS_URL, Settings
 
-Action = Literal["index", "remove"]
-
 CONSUMER = "indexers"
 #: Failed tries after which a job is a dead letter.
 TRIES = 3
@@ -74,11 +72,6 @@ class Job:
     file: StoredFile | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
     submitted: str = ""
-
-    @property
-    def action(self) -> Action:
-        """What is to be done."""
-        return "index" if self.file else "remove"
 
     def encoded(self) -> bytes:
         """Return the message's body."""
