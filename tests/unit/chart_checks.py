@@ -313,9 +313,10 @@ def check_wiring(objects: Objects) -> None:
             ports = {port["name"] for port in chosen[0]["spec"]["ports"]}
             assert {end["port"] for end in spec["endpoints"]} <= ports, who
         elif one["kind"] in ("HorizontalPodAutoscaler", "ScaledObject"):
-            target = find(objects, "Deployment", spec["scaleTargetRef"]["name"])
+            target = spec["scaleTargetRef"]["name"]
+            assert ("Deployment", target) in names, who
             # An upgrade would set the number back.
-            assert "replicas" not in target["spec"], who
+            assert "replicas" not in find(objects, "Deployment", target)["spec"], who
         elif one["kind"] == "Ingress":
             for rule in spec["rules"]:
                 assert rule["host"] in [host for tls in spec["tls"] for host in tls["hosts"]]
@@ -327,6 +328,7 @@ def check_wiring(objects: Objects) -> None:
                 assert to["port"]["name"] in ports, who
         elif one["kind"] == "NIMService":
             assert ("NIMCache", spec["storage"]["nimCache"]["name"]) in names, who
+            assert int(spec["resources"]["limits"]["nvidia.com/gpu"]) > 0, who
 
 
 def check_references(objects: Objects) -> None:
@@ -379,7 +381,9 @@ def check_security(objects: Objects) -> None:
         assert spec["automountServiceAccountToken"] is False, title(one)
         assert spec["enableServiceLinks"] is False, title(one)
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec), title(one)
-        assert not any("hostPath" in volume for volume in spec.get("volumes", ())), title(one)
+        for volume in spec.get("volumes", ()):
+            assert "hostPath" not in volume, title(one)
+            assert volume["name"] != "tmp" or "sizeLimit" in volume["emptyDir"], title(one)
         for container in containers(spec):
             where = f"{title(one)}/{container['name']}"
             assert container["securityContext"] == {
@@ -415,7 +419,11 @@ def check_secrets(objects: Objects) -> None:
         for name, value in plain.items():
             assert not SECRET_NAME.search(name), title(one)
             assert "\n" in value or not SECRET_VALUE.search(value), (title(one), name)
-    for one, _, spec in pods(objects):
+    for one, labels, spec in pods(objects):
+        if labels["app.kubernetes.io/component"] in ("query", "chat"):
+            (env,) = [container["env"] for container in spec["containers"]]
+            (token,) = [entry for entry in env if entry["name"] == settings.TOKEN]
+            assert "secretKeyRef" in token["valueFrom"], title(one)
         for container in containers(spec):
             for entry in container.get("env", ()):
                 if entry.get("value"):
@@ -460,6 +468,10 @@ def check_scaling(objects: Objects) -> None:
         (trigger,) = one["spec"]["triggers"]
         held = trigger["metadata"]
         assert all(isinstance(value, str) for value in held.values())
+        assert set(held) <= {
+            *("account", "stream", "consumer", "natsServerMonitoringEndpoint", "useHttps"),
+            *("lagThreshold", "activationLagThreshold"),
+        }
         assert held["account"] == "$G"
         assert held["stream"] == f"{index.upper()}_JOBS"
         assert held["consumer"] == queue.CONSUMER

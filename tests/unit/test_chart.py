@@ -238,6 +238,9 @@ def test_alerts_dashboard_and_autoscaler_ask_for_metrics_that_are_served() -> No
     assert all(rule["annotations"]["summary"] for rule in alerts)
     assert all(rule["annotations"]["description"] for rule in alerts)
     asked = [rule["expr"] for rule in alerts]
+    (snapshots,) = [text for text in asked if "kube_cronjob_status_last_successful_time" in text]
+    # The metric does not exist before the first success.
+    assert re.search(r"kube_cronjob_created.*\bunless\b.*last_successful_time", snapshots)
     for text in find(objects, "ConfigMap", "dashboard")["data"].values():
         panels = json.loads(text)["panels"]
         asked += [target["expr"] for panel in panels for target in panel["targets"]]
@@ -304,6 +307,8 @@ def test_the_queue_s_server_flushes_each_job_before_it_acknowledges(tmp_path: Pa
     objects = rendered("default")
     spec = components(objects)["nats"]
     arguments = spec["containers"][0]["args"]
+    template = find(objects, "StatefulSet", "nats")["spec"]["template"]
+    assert "checksum/config" in template["metadata"]["annotations"]
     text = mounted_files(objects, spec)[arguments[arguments.index("--config") + 1]]
     file = tmp_path / "nats.conf"
     file.write_text(text.replace("store_dir: /data\n", f"store_dir: {tmp_path}/data\n"))

@@ -15,6 +15,8 @@ import httpx
 import pytest
 import requests
 from haystack import Document
+from haystack_integrations.document_stores.qdrant import QdrantDocumentStore
+from qdrant_client.http.exceptions import UnexpectedResponse
 
 from nim_cookbook.errors import (
     ConfigurationError,
@@ -220,10 +222,8 @@ def test_a_long_file_can_be_interrupted_between_batches():
 def test_a_job_survives_its_message():
     job = Job("a/b.pdf", "b.pdf", StoredFile("0" * 64, 3), {"title": "Ünïcode"}, "now")
     assert Job.decoded(job.encoded()) == job
-    assert job.action == "index"
     gone = Job("a/b.pdf")
     assert Job.decoded(gone.encoded()) == gone
-    assert gone.action == "remove"
     for body in (b"{}", b"[]", b"no", b'{"file": null, "other": 1}'):
         with pytest.raises(DataError, match="is no job"):
             Job.decoded(body)
@@ -303,6 +303,20 @@ def test_a_store_that_is_in_use_is_no_outage(tmp_path):
     with pytest.raises(ConfigurationError, match="already accessed"):
         open_store(url, dimension=3)
     store.close()
+
+
+def test_two_processes_may_make_the_same_collection(monkeypatch, tmp_path):
+    faults = [UnexpectedResponse(409, "Conflict", b"it exists", httpx.Headers())]
+    count = QdrantDocumentStore.count_documents
+
+    def counted(store: QdrantDocumentStore) -> int:
+        if faults:
+            raise faults.pop()
+        return count(store)
+
+    monkeypatch.setattr(QdrantDocumentStore, "count_documents", counted)
+    open_store(f"file://{tmp_path}/qdrant", dimension=3).close()
+    assert not faults
 
 
 def test_a_serialised_store_names_the_variable_and_holds_no_password(monkeypatch):

@@ -35,7 +35,7 @@ POLICY = (
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
     "connect-src 'self'; object-src 'none'; base-uri 'self'; frame-ancestors 'none'"
 )
-# Chainlit reads it from its folder; what is not here has Chainlit's defaults.
+# Chainlit reads it from its folder; other settings keep Chainlit's defaults.
 _CONFIG = """[project]
 enable_telemetry = false
 allow_origins = []
@@ -131,7 +131,7 @@ def _prepare(folder: Path, token: str) -> Path:
     (folder / ".chainlit" / "config.toml").write_text(config, encoding="utf-8")
     (folder / "chainlit.md").write_text("", encoding="utf-8")  # no page of Chainlit's own
     os.environ["CHAINLIT_APP_ROOT"] = str(folder)
-    # Signs the session's cookie; whoever changes the token ends the sessions with it.
+    # Signs the session's cookie; a new token ends all sessions.
     os.environ["CHAINLIT_AUTH_SECRET"] = hmac.new(
         token.encode(), b"chat page sessions", hashlib.sha256
     ).hexdigest()

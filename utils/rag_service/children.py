@@ -32,7 +32,7 @@ def stop_with_stdin(stop: Callable[[], object]) -> None:
 
 
 def stop_cleanly(with_stdin: bool) -> None:
-    """Let SIGTERM raise SystemExit, so that what is to be cleaned up is.
+    """Let SIGTERM raise SystemExit, so that temporary folders are deleted.
 
     uvicorn ends its server at SIGTERM and then raises the signal anew; without this the process
     would die of it, and leave its temporary folder.
@@ -57,7 +57,7 @@ def start(
     Args:
         module: Such as `rag_service.app`; it takes `OPTION`.
         *arguments: Its further arguments.
-        log: Gets its output, after what is there.
+        log: Its output is appended there.
         environment: Variables beside this process's.
         stdout: `subprocess.PIPE` to read its standard output instead.
     """

@@ -55,12 +55,12 @@ def expose(count: Count, host: str, port: int) -> None:
     """Serve a worker's count as Prometheus metrics, in a thread of its own.
 
     Args:
-        count: What is served, as it then is.
+        count: Read at each request.
         host: Address to listen on.
         port: Port to listen on.
 
     Raises:
-        PortInUseError: Somebody else listens there.
+        PortInUseError: The port is in use.
     """
     registry = CollectorRegistry()
     registry.register(_Jobs(count))

@@ -1,7 +1,7 @@
 """One job in a worker's hand: its claim on the document, its tries, and how it ends.
 
 After `Delivery.begin` comes the work, and after it one of `done` (what was to be written is),
-`failed` (with the reason), or `release` (somebody else's turn, which counts as no try).
+`failed` (with the reason), or `release` (another worker may begin; this counts as no try).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rag_service.queue import TRIES, Job, Queue, Try, now, subject_key
 
 #: Seconds before the second try and the third.
 BACKOFF = (2.0, 10.0)
-#: What the record says of a try that nobody ended.
+#: The reason of a try whose end was not recorded.
 KILLED = "its worker ended without a word (killed, or out of memory?)"
 # How often a claim and a job are renewed within the time that they hold.
 _BEATS = 4
@@ -44,7 +44,7 @@ class Delivery:
             DataError: The message is no job.
         """
         self.job = Job.decoded(message.data)
-        #: Set when another worker may have the job: whoever works on it should stop.
+        #: Set when another worker may have the job: the work on it should stop.
         self.lost = threading.Event()
         self._queue = queue
         self._message = message
@@ -204,8 +204,8 @@ class Delivery:
         claim = self._worker.encode()
         number = await self._queue.put_if("CLAIMS", self._key, claim, self._claim)
         if number is None:
-            # This process stood still for too long. If nobody has the document, and nobody has
-            # done the job meanwhile, all is as it was.
+            # This process stood still for too long. Go on if no other worker has the document now,
+            # and none has done the job meanwhile.
             number = await self._queue.put_if("CLAIMS", self._key, claim, 0)
             self._claim = number or 0
             if number is None or not await self._is_current():

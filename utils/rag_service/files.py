@@ -89,7 +89,7 @@ class FileStore:
         The name matters: its ending tells the converter, and passages carry it.
 
         Raises:
-            DataError: The file is not in the store, or no longer what was stored.
+            DataError: The file is not in the store, or its content has changed.
         """
         with tempfile.TemporaryDirectory(prefix="cookbook-file-") as folder:
             path = Path(folder, Path(name.replace("\\", "/")).name or "file")
@@ -117,7 +117,7 @@ class FileStore:
         return bool(self._system.exists(path)) and self._system.size(path) == stored.size
 
     def _write(self, source: IO[bytes], stored: StoredFile) -> None:
-        """Write beside the place and move there, so that nobody reads half a file."""
+        """Write beside the place and move there, so that no reader gets half a file."""
         path = self._path(stored)
         partial = f"{path}.{uuid.uuid4().hex}.part"
         self._system.makedirs(path.rpartition("/")[0], exist_ok=True)

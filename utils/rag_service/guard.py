@@ -1,4 +1,4 @@
-"""What stands before every route: the bearer token, the size of bodies, and what is shut."""
+"""Checks before every route: the bearer token, the size of bodies, and the shut paths."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 #: Paths that answer without a token: probes and load balancers carry none.
 OPEN = frozenset({"/health/live", "/health/ready", "/status"})
-#: Paths below these are not there, whoever asks: the first run code that a request carries, the
+#: Paths below these answer 404: the first run code that a request carries, the
 #: last sends the pipeline to an online service to be drawn.
 SHUT = ("/deploy", "/undeploy", "/draw")
 #: Paths that take files.

@@ -136,7 +136,7 @@ class Worker:
         """Do one job, and say how it ended."""
         try:
             delivery = Delivery(self._queue, message, self._name, self._backoff)
-        except DataError as error:  # nobody can do anything with it
+        except DataError as error:  # no worker can do it
             self._say(str(error))
             await message.term()
             return
@@ -367,7 +367,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _seen(task: asyncio.Task[str]) -> None:
-    """Look at how a task ended, which nobody else may do when it was given up."""
+    """Retrieve the exception of a task that was given up, or asyncio would log it."""
     if not task.cancelled():
         task.exception()
 

@@ -92,7 +92,7 @@ async def show(request: Request) -> Response:
 
 
 def forget_dead_workers(folder: Path) -> None:
-    """Take out of the sum what killed workers had in flight: nobody else counts it down again.
+    """Remove the in-flight gauges of killed workers, which would never fall again.
 
     uvicorn starts another worker for one that was killed, as for want of memory, and tells
     prometheus_client nothing (`prometheus_client.multiprocess.mark_process_dead`). Counters stay:
@@ -111,7 +111,7 @@ def _lives(process: int) -> bool:
         return True
     try:
         os.kill(process, 0)
-    except (ProcessLookupError, PermissionError):  # gone, or its number is somebody else's now
+    except (ProcessLookupError, PermissionError):  # it ended, or another process has its number
         return False
     return True
 

@@ -10,7 +10,7 @@
 - `<name>_TRIES`: the tries of a job. JetStream's `max_deliver` would not do: it also counts jobs
   that are given back at a restart, and keeps no reasons.
 - `<name>_DEAD`: jobs that failed `TRIES` times, each with its file, hash and reasons, until
-  somebody sends them again, drops them, or a later version of the file is indexed.
+  they are sent again or dropped, or a later version of the file is indexed.
 
 `python -m rag_service.queue` shows the depth and the dead letters, and sends dead letters again.
 """
@@ -42,8 +42,6 @@ from nim_cookbook.errors import CookbookError, DataError, EndpointUnreachable
 from rag_service.files import StoredFile
 from rag_service.settings import DEFAULT_NATS_URL, NATS_URL, Settings
 
-Action = Literal["index", "remove"]
-
 CONSUMER = "indexers"
 #: Failed tries after which a job is a dead letter.
 TRIES = 3
@@ -74,11 +72,6 @@ class Job:
     file: StoredFile | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
     submitted: str = ""
-
-    @property
-    def action(self) -> Action:
-        """What is to be done."""
-        return "index" if self.file else "remove"
 
     def encoded(self) -> bytes:
         """Return the message's body."""
@@ -344,7 +337,7 @@ class Queue:
     async def put_if(
         self, kind: Literal["CLAIMS", "TRIES"], key: str, body: bytes, last: int
     ) -> int | None:
-        """Write a record unless somebody else has.
+        """Write a record unless another worker has.
 
         Args:
             kind: The stream.

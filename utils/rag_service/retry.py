@@ -1,4 +1,4 @@
-"""Outages are waited for; only what is a file's own fault counts as a failed try.
+"""Outages are waited for; only errors of the file itself count as failed tries.
 
 When the embedding NIM or the store is away, every file would fail, and three quick tries would
 carry the whole queue to the dead letters. So the worker keeps the job in hand and asks again until

@@ -24,7 +24,7 @@ UPLOAD_MB = "COOKBOOK_UPLOAD_MB"
 START_WAIT = "COOKBOOK_START_WAIT"
 OTLP = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
-#: Where a NATS server listens that nobody has configured.
+#: The default address of a NATS server.
 DEFAULT_NATS_URL = "nats://127.0.0.1:4222"
 #: Fewest characters of a token: 128 bits as `openssl rand -hex 16` writes them.
 TOKEN_LENGTH = 32

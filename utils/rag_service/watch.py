@@ -32,7 +32,7 @@ Look = dict[Path, State]
 
 
 class DropFolder:
-    """A folder, and what was sent of it."""
+    """A folder, and the files of it that were sent."""
 
     def __init__(
         self,
