@@ -55,6 +55,9 @@ class Session:
         self.models.ranked.clear()
         return main(["ask", str(self.folder), *arguments])
 
+    def place(self) -> Path:
+        return place_of(self.folder.resolve(), self.weights, self.models.width)
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -201,28 +204,17 @@ def test_another_folder_has_another_index(session: Session, tmp_path: Path) -> N
     other = tmp_path / "other" / session.folder.name
     other.mkdir(parents=True)
     (other / "a.txt").write_text(OWL)
-    assert place_of(session.folder.resolve()) != place_of(other.resolve())
     session.folder = other
     session.ask("What does the owl eat?", "--top-k", "20")
     assert "kettle" not in session.models.prompts[0]
 
 
-def test_other_weights_or_another_width_index_everything_again(
-    session: Session, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_weights_or_another_width_have_another_index(session: Session) -> None:
     session.ask(ASKED)
-    session.weights = "other weights"
-    assert session.ask(ASKED) == 0
-    assert len(session.models.embedded) == 5
-    output = capsys.readouterr().out
-    assert "The index was made with fake weights, and other weights answers now" in output
-    session.models.width = 32
-    assert session.ask(ASKED) == 0
-    assert len(session.models.embedded) == 5
-    assert "everything is indexed again" in capsys.readouterr().out
-    session.ask(ASKED)
-    assert session.models.embedded == []
-    assert "again" not in capsys.readouterr().out
+    for weights, width, embedded in (("other", 64, 5), ("other", 32, 5), ("fake weights", 64, 0)):
+        session.weights, session.models.width = weights, width
+        assert session.ask(ASKED) == 0
+        assert len(session.models.embedded) == embedded
 
 
 def test_an_index_in_use_is_one_sentence(
@@ -230,21 +222,19 @@ def test_an_index_in_use_is_one_sentence(
 ) -> None:
     session.ask(ASKED)
     capsys.readouterr()
-    with FileLock(place_of(session.folder.resolve()) / "lock"):
+    with FileLock(session.place() / "lock"):
         assert session.ask(ASKED) == 2
     assert "is in use by another nim-cookbook ask" in one_line(capsys.readouterr().err)
     assert session.ask(ASKED) == 0
 
 
-@pytest.mark.parametrize(
-    "file", ["index.json", "qdrant/meta.json", "qdrant/collection/Document/storage.sqlite"]
-)
+@pytest.mark.parametrize("file", ["qdrant/meta.json", "qdrant/collection/Document/storage.sqlite"])
 def test_a_damaged_index_is_one_sentence_and_can_be_rebuilt(
     session: Session, capsys: pytest.CaptureFixture[str], file: str
 ) -> None:
     session.ask(ASKED)
     capsys.readouterr()
-    victim = place_of(session.folder.resolve()) / file
+    victim = session.place() / file
     assert victim.is_file()
     victim.write_bytes(b"garbage" * 1000)
     assert session.ask(ASKED) == 2
