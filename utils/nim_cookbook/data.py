@@ -160,11 +160,6 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 def validated(kind: type[T], value: object, where: str) -> T:
     """Return a value of a file as a dataclass, whose annotations are checked by pydantic.
 
-    Args:
-        kind: A dataclass, or any type that pydantic knows.
-        value: What was read.
-        where: Its place, for the message.
-
     Raises:
         DataError: A field is missing, unknown or of another type; the message names the first one.
     """

@@ -298,14 +298,7 @@ def refusal_plot(
 
 
 class LossCurve:
-    """The loss of each training step, drawn again as the steps come in.
-
-    Args:
-        steps: How many there will be.
-        losses: Those of the steps that were taken before.
-        weights: What is trained.
-        title: What is drawn.
-    """
+    """The loss of each training step, drawn again as the steps come in."""
 
     def __init__(
         self,
