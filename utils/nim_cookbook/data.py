@@ -13,6 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from nim_cookbook.errors import DataError
 
 T = TypeVar("T")
+_ADAPTERS: dict[object, TypeAdapter[Any]] = {}  # making one takes a millisecond
 #: A text that is not empty, for `validated`.
 Text = Annotated[str, Field(pattern=r"\S")]
 
@@ -164,7 +165,10 @@ def validated(kind: type[T], value: object, where: str) -> T:
         DataError: A field is missing, unknown or of another type; the message names the first one.
     """
     try:
-        return TypeAdapter(kind).validate_python(value)
+        if kind not in _ADAPTERS:
+            _ADAPTERS[kind] = TypeAdapter(kind)
+        found: T = _ADAPTERS[kind].validate_python(value)
+        return found
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
