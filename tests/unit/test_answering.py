@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import yaml
@@ -53,9 +52,7 @@ def files(answer: Answer) -> list[str]:
     return [source.meta["file_path"] for source in answer.sources]
 
 
-def test_an_answer_comes_with_the_passages_that_the_model_was_shown(
-    models: FakeModels, api: Endpoints, store: QdrantDocumentStore
-) -> None:
+def test_an_answer_comes_with_the_passages_that_the_model_was_shown(models, api, store):
     answer = ask(query_pipeline(api, store, top_k=2), QUESTION)
     assert answer.question == QUESTION
     assert answer.text == ANSWER
@@ -68,22 +65,14 @@ def test_an_answer_comes_with_the_passages_that_the_model_was_shown(
     assert prompt == "\n\n".join(shown)
 
 
-def test_the_vectors_choose_the_candidates(
-    models: FakeModels, api: Endpoints, store: QdrantDocumentStore
-) -> None:
+def test_the_vectors_choose_the_candidates(models, api, store):
     answer = ask(query_pipeline(api, store, candidates=1, top_k=3), QUESTION)
     assert files(answer) == ["heron.pdf"]
     assert len(models.ranked[0]["passages"]) == 1
 
 
 @pytest.mark.parametrize(("threshold", "refused"), [(5.9, False), (6.0, False), (6.1, True)])
-def test_below_the_threshold_the_model_is_not_asked(
-    models: FakeModels,
-    api: Endpoints,
-    store: QdrantDocumentStore,
-    threshold: float,
-    refused: bool,
-) -> None:
+def test_below_the_threshold_the_model_is_not_asked(models, api, store, threshold, refused):
     answer = ask(query_pipeline(api, store, threshold=threshold), QUESTION)
     assert answer.refused is refused
     assert len(models.prompts) == (0 if refused else 1)
@@ -93,29 +82,25 @@ def test_below_the_threshold_the_model_is_not_asked(
         assert answer.sources == ()
 
 
-def test_filters_are_given_with_the_question(api: Endpoints, store: QdrantDocumentStore) -> None:
+def test_filters_are_given_with_the_question(api, store):
     pipeline = query_pipeline(api, store, top_k=3)
     notes = {"field": "meta.kind", "operator": "==", "value": "note"}
     assert files(ask(pipeline, QUESTION, notes)) == ["bird.md", "kettle.md"]
     assert len(files(ask(pipeline, QUESTION))) == 3  # and they do not last
 
 
-def test_nothing_found_is_a_refusal_whatever_the_threshold(
-    models: FakeModels, api: Endpoints, store: QdrantDocumentStore
-) -> None:
+def test_nothing_found_is_a_refusal_whatever_the_threshold(models, api, store):
     nothing = {"field": "meta.kind", "operator": "==", "value": "letter"}
     answer = ask(query_pipeline(api, store), QUESTION, nothing)
     assert (answer.refused, answer.text, answer.sources, answer.score) == (True, REFUSAL, (), None)
     assert models.prompts == []
 
 
-def test_the_refusal_counts_as_one() -> None:
+def test_the_refusal_counts_as_one():
     assert refuses(REFUSAL)
 
 
-def test_the_pipeline_is_saved_without_the_key_and_read_again(
-    api: Endpoints, store: QdrantDocumentStore
-) -> None:
+def test_the_pipeline_is_saved_without_the_key_and_read_again(api, store):
     saved = query_pipeline(api, store, top_k=2, threshold=-0.5).dumps()
     assert KEY not in saved
     assert KEY_VARIABLE in saved
@@ -126,7 +111,7 @@ def test_the_pipeline_is_saved_without_the_key_and_read_again(
     assert router.run(documents=documents) == {"refusal": REFUSAL}
 
 
-def test_a_passage_without_spaces_does_not_fill_the_prompt(api: Endpoints) -> None:
+def test_a_passage_without_spaces_does_not_fill_the_prompt(api):
     memory = QdrantDocumentStore(":memory:", embedding_dim=2, progress_bar=False)
     builder = query_pipeline(api, memory).get_component("prompt_builder")
     long = Document(content="x" * 100_000, meta={"file_path": "dump.txt"})
@@ -148,5 +133,5 @@ def test_a_passage_without_spaces_does_not_fill_the_prompt(api: Endpoints) -> No
         ({"document": "note"}, "note"),
     ],
 )
-def test_a_citation_names_file_and_page(meta: dict[str, Any], shown: str) -> None:
+def test_a_citation_names_file_and_page(meta, shown):
     assert citation(Document(content="text", meta=meta)) == shown

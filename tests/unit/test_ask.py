@@ -55,6 +55,9 @@ class Session:
         self.models.ranked.clear()
         return main(["ask", str(self.folder), *arguments])
 
+    def place(self) -> Path:
+        return place_of(self.folder.resolve(), self.weights, self.models.width)
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -99,7 +102,7 @@ def one_line(text: str) -> str:
 # --- files ----------------------------------------------------------------------------------
 
 
-def test_files_are_found_by_their_paths_and_hidden_ones_are_not(folder: Path) -> None:
+def test_files_are_found_by_their_paths_and_hidden_ones_are_not(folder):
     found = read_folder(folder)
     assert [file.document for file in found.files] == [
         "broken.pdf",
@@ -128,19 +131,19 @@ def test_files_are_found_by_their_paths_and_hidden_ones_are_not(folder: Path) ->
         ("___.txt", "text", "___.txt"),
     ],
 )
-def test_titles(tmp_path: Path, name: str, content: str, title: str) -> None:
+def test_titles(tmp_path, name, content, title):
     (tmp_path / name).write_text(content, encoding="utf-8")
     (file,) = folder_files(tmp_path)
     assert file.meta["title"] == title
 
 
-def test_the_date_of_a_page_is_known(tmp_path: Path) -> None:
+def test_the_date_of_a_page_is_known(tmp_path):
     page = '<meta name="date" content="2026-03-01T10:00"><title>News</title>'
     (tmp_path / "a.html").write_text(page, encoding="utf-8")
     assert folder_files(tmp_path)[0].meta == {"title": "News", "date": "2026-03-01"}
 
 
-def test_a_name_that_cannot_be_shown_is_reported(tmp_path: Path) -> None:
+def test_a_name_that_cannot_be_shown_is_reported(tmp_path):
     try:
         Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.md")).write_text("text")
     except OSError:
@@ -154,7 +157,7 @@ def test_a_name_that_cannot_be_shown_is_reported(tmp_path: Path) -> None:
 # --- the index ------------------------------------------------------------------------------
 
 
-def test_an_answer_with_its_sources(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_answer_with_its_sources(session, capsys):
     assert session.ask("Where does the raft lie?", "--top-k", "2") == 0
     output = capsys.readouterr().out
     assert "3 added, 2 skipped; 5 passages embedded; 5 passages in all." in output
@@ -170,7 +173,7 @@ def test_an_answer_with_its_sources(session: Session, capsys: pytest.CaptureFixt
     assert session.closed == 1
 
 
-def test_a_second_run_embeds_nothing(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_run_embeds_nothing(session, capsys):
     session.ask(ASKED)
     assert len(session.models.embedded) == 5
     capsys.readouterr()
@@ -179,9 +182,7 @@ def test_a_second_run_embeds_nothing(session: Session, capsys: pytest.CaptureFix
     assert "3 unchanged, 2 skipped; 0 passages embedded" in capsys.readouterr().out
 
 
-def test_only_what_changed_is_embedded_and_what_was_deleted_is_gone(
-    session: Session, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_only_what_changed_is_embedded_and_what_was_deleted_is_gone(session, capsys):
     session.ask(ASKED)
     (session.folder / "kettle.md").write_text("# The kettle\n\nThe kettle is new.\n")
     (session.folder / "deep" / "er" / "owl.txt").unlink()
@@ -196,55 +197,38 @@ def test_only_what_changed_is_embedded_and_what_was_deleted_is_gone(
     assert "The kettle is new." in session.models.prompts[0]
 
 
-def test_another_folder_has_another_index(session: Session, tmp_path: Path) -> None:
+def test_another_folder_has_another_index(session, tmp_path):
     session.ask(ASKED)
     other = tmp_path / "other" / session.folder.name
     other.mkdir(parents=True)
     (other / "a.txt").write_text(OWL)
-    assert place_of(session.folder.resolve()) != place_of(other.resolve())
     session.folder = other
     session.ask("What does the owl eat?", "--top-k", "20")
     assert "kettle" not in session.models.prompts[0]
 
 
-def test_other_weights_or_another_width_index_everything_again(
-    session: Session, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_weights_or_another_width_have_another_index(session):
     session.ask(ASKED)
-    session.weights = "other weights"
-    assert session.ask(ASKED) == 0
-    assert len(session.models.embedded) == 5
-    output = capsys.readouterr().out
-    assert "The index was made with fake weights, and other weights answers now" in output
-    session.models.width = 32
-    assert session.ask(ASKED) == 0
-    assert len(session.models.embedded) == 5
-    assert "everything is indexed again" in capsys.readouterr().out
-    session.ask(ASKED)
-    assert session.models.embedded == []
-    assert "again" not in capsys.readouterr().out
+    for weights, width, embedded in (("other", 64, 5), ("other", 32, 5), ("fake weights", 64, 0)):
+        session.weights, session.models.width = weights, width
+        assert session.ask(ASKED) == 0
+        assert len(session.models.embedded) == embedded
 
 
-def test_an_index_in_use_is_one_sentence(
-    session: Session, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_index_in_use_is_one_sentence(session, capsys):
     session.ask(ASKED)
     capsys.readouterr()
-    with FileLock(place_of(session.folder.resolve()) / "lock"):
+    with FileLock(session.place() / "lock"):
         assert session.ask(ASKED) == 2
     assert "is in use by another nim-cookbook ask" in one_line(capsys.readouterr().err)
     assert session.ask(ASKED) == 0
 
 
-@pytest.mark.parametrize(
-    "file", ["index.json", "qdrant/meta.json", "qdrant/collection/Document/storage.sqlite"]
-)
-def test_a_damaged_index_is_one_sentence_and_can_be_rebuilt(
-    session: Session, capsys: pytest.CaptureFixture[str], file: str
-) -> None:
+@pytest.mark.parametrize("file", ["qdrant/meta.json", "qdrant/collection/Document/storage.sqlite"])
+def test_a_damaged_index_is_one_sentence_and_can_be_rebuilt(session, capsys, file):
     session.ask(ASKED)
     capsys.readouterr()
-    victim = place_of(session.folder.resolve()) / file
+    victim = session.place() / file
     assert victim.is_file()
     victim.write_bytes(b"garbage" * 1000)
     assert session.ask(ASKED) == 2
@@ -255,9 +239,7 @@ def test_a_damaged_index_is_one_sentence_and_can_be_rebuilt(
     assert len(session.models.embedded) == 5
 
 
-def test_interrupted_while_indexing_the_next_run_completes_it(
-    session: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_interrupted_while_indexing_the_next_run_completes_it(session, monkeypatch, capsys):
     for number in range(150):
         (session.folder / f"file-{number:03}.txt").write_text(f"Note {number} on the weather.")
 
@@ -280,9 +262,7 @@ def test_interrupted_while_indexing_the_next_run_completes_it(
 # --- answers --------------------------------------------------------------------------------
 
 
-def test_below_the_threshold_is_a_refusal(
-    session: Session, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_below_the_threshold_is_a_refusal(session, capsys):
     assert session.ask(ASKED, "--threshold", "99") == 0
     output = capsys.readouterr().out
     assert REFUSAL in output
@@ -292,9 +272,7 @@ def test_below_the_threshold_is_a_refusal(
 
 
 @pytest.mark.parametrize("mode", ["local", "self-hosted"])
-def test_the_default_threshold_is_that_of_the_reranking_model(
-    session: Session, capsys: pytest.CaptureFixture[str], mode: str
-) -> None:
+def test_the_default_threshold_is_that_of_the_reranking_model(session, capsys, mode):
     session.ask(ASKED, "--endpoints", mode)
     assert REFUSAL not in capsys.readouterr().out
     session.ask(ASKED, "--endpoints", mode, "--threshold", "99")
@@ -306,9 +284,7 @@ def test_the_default_threshold_is_that_of_the_reranking_model(
     assert REFUSAL not in capsys.readouterr().out
 
 
-def test_json_is_all_that_goes_to_standard_output(
-    session: Session, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_json_is_all_that_goes_to_standard_output(session, capsys):
     assert session.ask("Where does the raft lie?", "--json") == 0
     captured = capsys.readouterr()
     answer = json.loads(captured.out)
@@ -323,18 +299,14 @@ def test_json_is_all_that_goes_to_standard_output(
     assert "3 added" in captured.err
 
 
-def test_questions_from_a_pipe(
-    session: Session, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_questions_from_a_pipe(session, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{ASKED}\n\n  \nWhere does the raft lie?\n"))
     assert session.ask("--json") == 0
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [a["sources"][0]["file"] for a in answers] == ["kettle.md", "deep/raft_of-2026.pdf"]
 
 
-def test_questions_from_a_terminal_until_an_empty_line(
-    session: Session, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_questions_from_a_terminal_until_an_empty_line(session, capsys, monkeypatch):
     terminal = io.StringIO(f"{ASKED}\n\nNever asked?\n")
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr("sys.stdin", terminal)
@@ -347,9 +319,7 @@ def test_questions_from_a_terminal_until_an_empty_line(
     assert len(session.models.prompts) == 1
 
 
-def test_what_a_file_holds_does_not_steer_the_terminal(
-    session: Session, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_a_file_holds_does_not_steer_the_terminal(session, capsys):
     (session.folder / "zebra.txt").write_text("The zebra \x1b[2J\x1b]0;x\x07 [red]stripes[/red].")
     assert session.ask("What has the zebra?") == 0
     output = capsys.readouterr().out
@@ -357,14 +327,14 @@ def test_what_a_file_holds_does_not_steer_the_terminal(
     assert "\x1b" not in output
 
 
-def test_very_long_words_are_cut_for_the_models(session: Session) -> None:
+def test_very_long_words_are_cut_for_the_models(session):
     (session.folder / "dump.txt").write_text(f"The dump {'x' * 50_000}")
     assert session.ask("What is in the dump?") == 0
     assert session.models.ranked[0]["truncate"] == "END"
     assert len(session.models.prompts[0]) < 5_000
 
 
-def test_the_chat_model_sees_three_chunks_or_as_many_as_are_asked_for(session: Session) -> None:
+def test_the_chat_model_sees_three_chunks_or_as_many_as_are_asked_for(session):
     for more, chunks in (((), 3), (("--top-k", "2"), 2)):
         session.ask(ASKED, *more)
         *sources, question = session.models.prompts[0].split("\n\n")
@@ -374,9 +344,7 @@ def test_the_chat_model_sees_three_chunks_or_as_many_as_are_asked_for(session: S
 # --- mistakes -------------------------------------------------------------------------------
 
 
-def test_a_folder_without_files_is_told_before_anything_is_started(
-    session: Session, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_without_files_is_told_before_anything_is_started(session, capsys):
     shutil.rmtree(session.folder)
     session.folder.mkdir()
     (session.folder / "a.docx").touch()
@@ -387,7 +355,7 @@ def test_a_folder_without_files_is_told_before_anything_is_started(
     assert session.closed == 0
 
 
-def test_files_without_text_are_told(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_without_text_are_told(session, capsys):
     session.folder = session.folder / "empty.txt"
     assert session.ask(ASKED) == 2
     captured = capsys.readouterr()
@@ -395,25 +363,19 @@ def test_files_without_text_are_told(session: Session, capsys: pytest.CaptureFix
     assert "None of the files" in one_line(captured.err)
 
 
-def test_an_empty_question_is_one_sentence(
-    session: Session, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_empty_question_is_one_sentence(session, capsys):
     assert session.ask("  ") == 2
     assert "The question is empty" in one_line(capsys.readouterr().err)
 
 
-def test_an_endpoint_that_fails_is_one_sentence(
-    session: Session, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_endpoint_that_fails_is_one_sentence(session, capsys):
     session.models.failing = 401
     assert session.ask(ASKED) == 2
     assert "answered 401" in one_line(capsys.readouterr().err)
     assert session.closed == 1
 
 
-def test_an_index_that_cannot_be_written_is_one_sentence(
-    session: Session, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_an_index_that_cannot_be_written_is_one_sentence(session, capsys, tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "indexes").write_text("a file in its place")
     assert session.ask(ASKED) == 2
@@ -423,9 +385,7 @@ def test_an_index_that_cannot_be_written_is_one_sentence(
 # --- progress -------------------------------------------------------------------------------
 
 
-def test_a_terminal_gets_a_bar_and_a_log_a_line_now_and_then(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_terminal_gets_a_bar_and_a_log_a_line_now_and_then(monkeypatch):
     monkeypatch.setattr("cookbook_cli.progress.QUIET_SECONDS", -1.0)
     for terminal, said in ((True, ""), (False, "Indexing: 1/7 files\n")):
         console = Console(file=io.StringIO(), width=100, force_terminal=terminal)

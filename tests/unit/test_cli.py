@@ -114,7 +114,7 @@ def run(**options: Any) -> tuple[int, str]:
 # --- running recipes --------------------------------------------------------------------------
 
 
-def test_run_tells_everything(folder: Path, connection: SimpleNamespace, tmp_path: Path) -> None:
+def test_run_tells_everything(folder, connection, tmp_path):
     record = tmp_path / "records" / "run.json"
     output = tmp_path / "executed"
     code, text = run(notebooks=folder, output=output, json_file=record, timeout=60)
@@ -141,16 +141,14 @@ def test_run_tells_everything(folder: Path, connection: SimpleNamespace, tmp_pat
     assert not list(output.glob(".*")), "no half-written files"
 
 
-def test_run_one_recipe(folder: Path, connection: SimpleNamespace, tmp_path: Path) -> None:
+def test_run_one_recipe(folder, connection, tmp_path):
     code, text = run(wanted=("0",), notebooks=folder, output=tmp_path / "out")
     assert code == 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["00_good.ipynb"]
     assert "00 Good: passed" in text
 
 
-def test_store_writes_clean_outputs_of_what_passed(
-    folder: Path, connection: SimpleNamespace, tmp_path: Path
-) -> None:
+def test_store_writes_clean_outputs_of_what_passed(folder, connection, tmp_path):
     before = (folder / "01_bad.ipynb").read_text(encoding="utf-8")
     code, text = run(store=True, notebooks=folder, output=tmp_path / "out")
     assert code == 1
@@ -162,14 +160,12 @@ def test_store_writes_clean_outputs_of_what_passed(
     assert "Not stored, because it failed: 01_bad.ipynb" in text
 
 
-def test_store_is_for_local_runs(folder: Path, connection: SimpleNamespace, tmp_path: Path) -> None:
+def test_store_is_for_local_runs(folder, connection, tmp_path):
     with pytest.raises(ConfigurationError, match="local endpoints"):
         run(store=True, mode="hosted", notebooks=folder, output=tmp_path / "out")
 
 
-def test_slow_cell_and_dead_kernel(
-    folder: Path, connection: SimpleNamespace, tmp_path: Path
-) -> None:
+def test_slow_cell_and_dead_kernel(folder, connection, tmp_path):
     slow = new_notebook(cells=[new_code_cell("import time; time.sleep(60)")])
     nbformat.write(slow, folder / "00_good.ipynb")
     dead = new_notebook(cells=[new_code_cell("import os; os._exit(1)")])
@@ -180,7 +176,7 @@ def test_slow_cell_and_dead_kernel(
     assert "kernel died" in text
 
 
-def test_interrupted_run_leaves_nothing_behind(folder: Path, tmp_path: Path) -> None:
+def test_interrupted_run_leaves_nothing_behind(folder, tmp_path):
     slow = [
         new_code_cell("import os; print(os.getpid(), flush=True)"),
         new_code_cell("import time; time.sleep(100)"),
@@ -252,9 +248,7 @@ def _wait_for(look: Callable[[], list[int]], seconds: float = 40) -> list[int]:
         (["run", "--endpoints", "cloud"], "'--endpoints': 'cloud' is not one of"),
     ],
 )
-def test_mistakes_are_one_sentence(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mistakes_are_one_sentence(arguments, said, capsys):
     assert main(arguments) == 2
     printed = capsys.readouterr()
     assert printed.err.startswith("Error: ")
@@ -263,7 +257,7 @@ def test_mistakes_are_one_sentence(
     assert printed.out == ""
 
 
-def test_mistakes_as_a_process(tmp_path: Path) -> None:
+def test_mistakes_as_a_process(tmp_path):
     done = cli("serve", "--env", COOKBOOK_CACHE_DIR=str(tmp_path))
     assert done.returncode == 2
     assert done.stderr == (
@@ -272,7 +266,7 @@ def test_mistakes_as_a_process(tmp_path: Path) -> None:
     assert done.stdout == ""
 
 
-def test_unexpected_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_errors_keep_their_traceback(monkeypatch):
     def broken(*arguments: object, **options: object) -> int:
         raise RuntimeError("a bug")
 
@@ -281,9 +275,7 @@ def test_unexpected_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch)
         main(["run"])
 
 
-def test_interrupt_is_130(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_interrupt_is_130(monkeypatch, capsys):
     def interrupted(*arguments: object, **options: object) -> int:
         raise KeyboardInterrupt
 
@@ -292,18 +284,18 @@ def test_interrupt_is_130(
     assert "Stopped" in capsys.readouterr().err
 
 
-def test_executed_never_overwrites_the_recipes(folder: Path) -> None:
+def test_executed_never_overwrites_the_recipes(folder):
     with pytest.raises(ConfigurationError, match="--store"):
         run(notebooks=folder, output=folder)
 
 
-def test_output_that_cannot_be_made(folder: Path, tmp_path: Path) -> None:
+def test_output_that_cannot_be_made(folder, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match="--output"):
         run(notebooks=folder, output=tmp_path / "file" / "out")
 
 
-def test_broken_index_and_notebook(folder: Path, tmp_path: Path) -> None:
+def test_broken_index_and_notebook(folder, tmp_path):
     (folder / "00_good.ipynb").write_text("{", encoding="utf-8")
     with pytest.raises(DataError, match="not a valid notebook"):
         run(wanted=("00",), notebooks=folder, output=tmp_path / "out")
@@ -319,12 +311,12 @@ def test_broken_index_and_notebook(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["serve", "run", "doctor", "fetch", "lab", "ask"])
-def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_examples(command, capsys):
     assert main([command, "--help"]) == 0
     assert f"nim-cookbook {command}" in capsys.readouterr().out.split("Example")[1]
 
 
-def test_help_imports_nothing_slow() -> None:
+def test_help_imports_nothing_slow():
     code = (
         "import sys\nfrom cookbook_cli.__main__ import main\nmain(['--help'])\n"
         "slow = {'haystack', 'pandas', 'onnxruntime', 'xllamacpp', 'nbclient'} & set(sys.modules)\n"
@@ -336,7 +328,7 @@ def test_help_imports_nothing_slow() -> None:
 # --- serve ------------------------------------------------------------------------------------
 
 
-def test_serve_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve_passes_its_options_on(monkeypatch):
     seen: list[ServeOptions] = []
     monkeypatch.setattr("local_endpoints.server.main", lambda options: seen.append(options) or 7)
     arguments = ["serve", "--port-base", "9000", "--models", "better", "--chat-model", "a.gguf"]
@@ -344,7 +336,7 @@ def test_serve_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [ServeOptions(port_base=9000, models="better", chat_model=Path("a.gguf"))]
 
 
-def test_export_lines_survive_the_shell() -> None:
+def test_export_lines_survive_the_shell():
     names = ("chat", "embedding", "reranking", "catalog", "gradient", "notion")
     urls = {name: f"http://127.0.0.1:{8000 + n}/v1" for n, name in enumerate(names)}
     server = LocalServer(urls, "nvapi-local-it's a key; $(false)", 8000)
@@ -367,7 +359,7 @@ def examine() -> tuple[int, str]:
     return code, text.getvalue()
 
 
-def test_doctor_on_a_bare_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_doctor_on_a_bare_machine(monkeypatch, tmp_path):
     monkeypatch.setenv("COOKBOOK_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("COOKBOOK_ENDPOINTS", "local")
     monkeypatch.setenv("NVIDIA_API_KEY", "nvapi-fake-key-for-tests")
@@ -389,9 +381,7 @@ def test_doctor_on_a_bare_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         ({"NIM_CHAT_URL": "http://localhost:8000/v1"}, "not used in local mode: NIM_CHAT_URL"),
     ],
 )
-def test_doctor_says_what_is_wrong_once_and_goes_on(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variables: dict[str, str], says: str
-) -> None:
+def test_doctor_says_what_is_wrong_once_and_goes_on(monkeypatch, tmp_path, variables, says):
     monkeypatch.chdir(tmp_path)
     for name, value in ({"COOKBOOK_CACHE_DIR": str(tmp_path)} | variables).items():
         monkeypatch.setenv(name, value)
@@ -401,7 +391,7 @@ def test_doctor_says_what_is_wrong_once_and_goes_on(
     assert "haystack-ai" in text
 
 
-def test_doctor_names_damaged_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_doctor_names_damaged_weights(monkeypatch, tmp_path):
     from local_endpoints import weights as store
 
     monkeypatch.setenv("COOKBOOK_CACHE_DIR", str(tmp_path))
@@ -415,9 +405,7 @@ def test_doctor_names_damaged_weights(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert "nim-cookbook fetch --force" in text
 
 
-def test_doctor_takes_the_mode_and_lists_a_problem_once(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_doctor_takes_the_mode_and_lists_a_problem_once(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("COOKBOOK_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("COOKBOOK_ENDPOINTS", "local")
     monkeypatch.setenv("NVIDIA_API_KEY", "nvapi-local-throw-away")
@@ -427,7 +415,7 @@ def test_doctor_takes_the_mode_and_lists_a_problem_once(
     assert text.count("NVIDIA_API_KEY") == 1
 
 
-def test_doctor_says_who_holds_the_ports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_doctor_says_who_holds_the_ports(monkeypatch, tmp_path):
     import socket
 
     monkeypatch.setenv("COOKBOOK_CACHE_DIR", str(tmp_path))
@@ -445,9 +433,7 @@ def test_doctor_says_who_holds_the_ports(monkeypatch: pytest.MonkeyPatch, tmp_pa
     ("arguments", "chat"),
     [(["--models", "better"], "qwen2.5-coder-1.5b-instruct"), ([], "smollm2-135m-instruct")],
 )
-def test_the_option_or_the_environment_names_the_set_to_fetch(
-    monkeypatch: pytest.MonkeyPatch, arguments: list[str], chat: str
-) -> None:
+def test_the_option_or_the_environment_names_the_set_to_fetch(monkeypatch, arguments, chat):
     fetched: list[str] = []
     monkeypatch.setenv("COOKBOOK_MODELS", "small")
     monkeypatch.setattr(
@@ -458,9 +444,7 @@ def test_the_option_or_the_environment_names_the_set_to_fetch(
     assert chat in fetched and len(fetched) == 3
 
 
-def test_fetch_without_a_source(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_fetch_without_a_source(monkeypatch, tmp_path, capsys):
     def offline(*arguments: object, **more: object) -> Path:
         raise EndpointUnreachable("The package index does not answer: try again.")
 
@@ -474,12 +458,7 @@ def test_fetch_without_a_source(
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="only POSIX systems have a root user")
 @pytest.mark.parametrize("arguments", [[], ["--allow-root"]])
-def test_lab_as_root(
-    arguments: list[str],
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_lab_as_root(arguments, folder, monkeypatch, capsys):
     def connected(mode: str | None = None) -> None:
         raise EndpointUnreachable("It came as far as the servers.")
 
@@ -502,7 +481,7 @@ def test_lab_as_root(
         ("bench", "COOKBOOK_PORT_BASE=9000"),
     ],
 )
-def test_make_passes_the_ports_on_when_they_are_set(target: str, passed: str) -> None:
+def test_make_passes_the_ports_on_when_they_are_set(target, passed):
     def commands(*settings: str) -> str:
         command = ["make", "--dry-run", "--directory", str(REPOSITORY), target, *settings]
         environment = {k: v for k, v in os.environ.items() if k not in ("PORT_BASE", "MAKEFLAGS")}
@@ -514,7 +493,7 @@ def test_make_passes_the_ports_on_when_they_are_set(target: str, passed: str) ->
     assert passed.split("9")[0].strip(" =") not in commands()
 
 
-def test_run_takes_a_port_base(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_takes_a_port_base(monkeypatch):
     monkeypatch.setenv("COOKBOOK_PORT_BASE", "8000")
     monkeypatch.setattr(run_module, "run", lambda *_, **__: int(os.environ["COOKBOOK_PORT_BASE"]))
     assert main(["run", "--port-base", "9000"]) == 9000
@@ -523,7 +502,7 @@ def test_run_takes_a_port_base(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- results ----------------------------------------------------------------------------------
 
 
-def test_find_notebooks_from_a_folder_below(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_notebooks_from_a_folder_below(folder, monkeypatch):
     below = folder.parent / "a" / "b"
     below.mkdir(parents=True)
     monkeypatch.chdir(below)

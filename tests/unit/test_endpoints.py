@@ -5,7 +5,6 @@ The servers here are small real HTTP servers on loopback, which note what they a
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -539,23 +538,23 @@ def test_the_servers_stay_while_another_connection_uses_them(stand_in):
     assert not alive(pid)
 
 
-def test_two_notebooks_that_start_at_the_same_time_share_one_start(stand_in, tmp_path):
+def notebook(tmp_path, **variables):
+    """Start a process that connects, prints where to and under which key, and waits."""
     code = (
         "import sys; from nim_cookbook import endpoints, local\n"
         f"local.SERVER_COMMAND = (sys.executable, {str(tmp_path / 'stand_in.py')!r})\n"
-        "nim = endpoints.connect(); print(nim.chat.url, nim.chat.key); sys.stdin.read()\n"
+        "nim = endpoints.connect(); print(nim.chat.url, nim.chat.key, flush=True)\n"
+        "sys.stdin.read()\n"
     )
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "PAUSE": "0.5"},
-        )
-        for _ in range(2)
-    ]  # fmt: skip
-    seen = []
-    for process in both:
-        seen.append(line_with(process, "http"))
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=os.environ | variables,
+    )  # fmt: skip
+
+
+def test_two_notebooks_that_start_at_the_same_time_share_one_start(stand_in, tmp_path):
+    both = [notebook(tmp_path, PAUSE="0.5") for _ in range(2)]
+    seen = [line_with(process, "http") for process in both]
     pid = pid_of(stand_in)
     for process in both:
         process.communicate()
@@ -564,17 +563,10 @@ def test_two_notebooks_that_start_at_the_same_time_share_one_start(stand_in, tmp
 
 
 def test_the_servers_end_with_a_notebook_that_is_killed(stand_in, tmp_path):
-    code = (
-        "import sys; from nim_cookbook import endpoints, local\n"
-        f"local.SERVER_COMMAND = (sys.executable, {str(tmp_path / 'stand_in.py')!r})\n"
-        "endpoints.connect(); print('up', flush=True); sys.stdin.read()\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    line_with(process, "up")
+    process = notebook(tmp_path)
+    line_with(process, "http")
     pid = pid_of(stand_in)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.communicate()
     deadline = time.monotonic() + 10
     while alive(pid) and time.monotonic() < deadline:
@@ -589,41 +581,36 @@ def test_servers_of_another_set_of_models_are_left_alone(stand_in):
         assert (local.find_running() is not None) is found
 
 
-def test_servers_of_somebody_else_are_used_and_left_alone(stand_in):
-    other = subprocess.Popen(
-        [*local.SERVER_COMMAND, "--port-base", str(stand_in)],
-        stdin=subprocess.PIPE,
-        env={**os.environ, "COOKBOOK_CACHE_DIR": str(local.cache_dir())},
-    )
+@pytest.fixture
+def others(stand_in):
+    """Servers that another process has started."""
     local.run_dir()
-    deadline = time.monotonic() + 10
-    while local.find_running() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
+    command = [*local.SERVER_COMMAND, "--port-base", str(stand_in)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 10
+        while local.find_running() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        yield process
+        process.stdin.close()
+
+
+def test_servers_of_somebody_else_are_used_and_left_alone(others):
     found = endpoints.connect(start=False)
-    assert found.chat.key == f"nvapi-local-{other.pid}"
+    assert found.chat.key == f"nvapi-local-{others.pid}"
     found.close()
-    assert other.poll() is None
-    other.communicate()
+    assert others.poll() is None
+    others.communicate()
     with pytest.raises(EndpointUnreachable, match="nim-cookbook serve"):
         endpoints.connect(start=False)
 
 
-def test_servers_that_end_with_another_notebook_are_not_borrowed(stand_in, monkeypatch):
+def test_servers_that_end_with_another_notebook_are_not_borrowed(others, stand_in):
     """Its owner may end at any time, in the middle of our work."""
-    other = subprocess.Popen(
-        [*local.SERVER_COMMAND, "--port-base", str(stand_in)], stdin=subprocess.PIPE
-    )
-    deadline = time.monotonic() + 10
-    while local.find_running() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
     state = json.loads(local.state_path(stand_in).read_text())
-    for lasting, found in ((True, True), (False, False)):
+    for lasting, named in ((True, False), (False, False), (False, True)):
         local.state_path(stand_in).write_text(json.dumps({**state, "lasting": lasting}))
-        monkeypatch.delenv("COOKBOOK_PORT_BASE", raising=False)
-        assert (local.find_running() is not None) is found
-    monkeypatch.setenv("COOKBOOK_PORT_BASE", str(stand_in))
-    assert local.find_running() is not None
-    other.communicate()
+        use(COOKBOOK_PORT_BASE=str(stand_in) if named else "")
+        assert (local.find_running() is not None) is (lasting or named)
 
 
 def test_busy_ports_move_to_a_free_block(stand_in):

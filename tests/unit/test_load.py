@@ -62,7 +62,7 @@ def service() -> Iterator[Service]:
     running.server.server_close()
 
 
-async def test_a_closed_load_sends_no_more_than_it_may(service: Service) -> None:
+async def test_a_closed_load_sends_no_more_than_it_may(service):
     bodies = ({"n": 0}, {"n": 1}, {"n": 2})
     made = await load.closed_load(service.target(*bodies), 2, seconds=30, most=7)
     assert len(made.latencies) == 7
@@ -72,7 +72,7 @@ async def test_a_closed_load_sends_no_more_than_it_may(service: Service) -> None
     assert service.tokens == {f"Bearer {TOKEN}"}
 
 
-async def test_clients_ask_at_the_same_time(service: Service) -> None:
+async def test_clients_ask_at_the_same_time(service):
     # Each of four waits for the others: fewer clients would never come together.
     service.meeting = threading.Barrier(4)
     target = service.target({}, *[{"meet": True}] * 4)
@@ -80,12 +80,12 @@ async def test_clients_ask_at_the_same_time(service: Service) -> None:
     assert (len(made.latencies), made.failed) == (5, 0)
 
 
-async def test_time_ends_a_load(service: Service) -> None:
+async def test_time_ends_a_load(service):
     made = await load.closed_load(service.target(), 1, seconds=0.05, most=10**6)
     assert 1 <= len(made.latencies) < 10**5
 
 
-async def test_failures_are_counted_and_not_timed(service: Service) -> None:
+async def test_failures_are_counted_and_not_timed(service):
     target = service.target({}, {"status": 500}, {"status": 404})
     made = await load.closed_load(target, 1, seconds=30, most=6)
     assert (len(made.latencies), made.failed) == (2, 4)
@@ -93,7 +93,7 @@ async def test_failures_are_counted_and_not_timed(service: Service) -> None:
     assert made.work > sum(made.latencies)
 
 
-async def test_an_open_load_does_not_wait_for_answers(service: Service) -> None:
+async def test_an_open_load_does_not_wait_for_answers(service):
     # Nobody is answered before all five are there.
     service.meeting = threading.Barrier(5)
     target = service.target({}, *[{"meet": True}] * 5)
@@ -104,40 +104,38 @@ async def test_an_open_load_does_not_wait_for_answers(service: Service) -> None:
 
 
 @pytest.mark.parametrize(("rate", "number"), [(0.1, 0), (1000, 5000)])
-async def test_an_open_load_that_cannot_be_sent_is_refused(
-    service: Service, rate: float, number: int
-) -> None:
+async def test_an_open_load_that_cannot_be_sent_is_refused(service, rate, number):
     with pytest.raises(DataError, match=f"for 5 s are {number}: give a rate"):
         await load.open_load(service.target(), rate, seconds=5)
     assert service.asked == []
 
 
-async def test_a_service_that_is_not_there_is_said(service: Service) -> None:
+async def test_a_service_that_is_not_there_is_said(service):
     service.server.shutdown()
     service.server.server_close()
     with pytest.raises(EndpointUnreachable, match=r"/ask does not answer \(ClientConnectorError\)"):
         await load.closed_load(service.target(), 1)
 
 
-async def test_a_service_that_refuses_is_said(service: Service) -> None:
+async def test_a_service_that_refuses_is_said(service):
     with pytest.raises(EndpointUnreachable, match="answers with status 401"):
         await load.open_load(service.target({"status": 401}), 5)
 
 
 @pytest.mark.parametrize("host", ["service.example.com", "10.0.0.7", "0.0.0.0", "[2001:db8::1]"])
-def test_only_this_machine_is_loaded(host: str) -> None:
+def test_only_this_machine_is_loaded(host):
     with pytest.raises(ConfigurationError, match="not on this machine"):
         load.Target(f"http://{host}:1416", "/ask", [{}])
 
 
-def test_a_token_is_not_shown() -> None:
+def test_a_token_is_not_shown():
     assert TOKEN not in repr(load.Target("http://127.0.0.1:1416", "/ask", [{}], TOKEN))
 
 
 @pytest.mark.parametrize(
     "given", [{"seconds": 0}, {"seconds": 61}, {"seconds": float("nan")}, {"most": 0}]
 )
-async def test_bad_numbers_are_refused(service: Service, given: dict[str, Any]) -> None:
+async def test_bad_numbers_are_refused(service, given):
     with pytest.raises(DataError, match="give numbers above 0, and at most 60 s"):
         await load.closed_load(service.target(), 1, **given)
     with pytest.raises(DataError, match="at least one body"):
@@ -149,21 +147,21 @@ def made(clients: int | None, answers: int, seconds: float = 1.0) -> load.Load:
     return load.Load("x", clients, (0.1,) * answers, 0, seconds, 0.1 * answers)
 
 
-def test_saturation_is_the_fewest_clients_that_reach_nearly_the_most() -> None:
+def test_saturation_is_the_fewest_clients_that_reach_nearly_the_most():
     loads = [made(1, 10), made(2, 19), made(4, 27), made(8, 30), made(16, 29)]
     assert load.saturation(loads).clients == 4
     assert load.saturation(loads, share=1.0).clients == 8
     assert load.saturation(loads, share=0.3).clients == 1
 
 
-def test_a_load_with_failures_is_no_saturation() -> None:
+def test_a_load_with_failures_is_no_saturation():
     broken = load.Load("x", 16, (0.1,) * 99, 1, 1.0, 10.0)
     assert load.saturation([made(1, 10), made(2, 11), broken]).clients == 1
     with pytest.raises(DataError, match="failed under each load"):
         load.saturation([broken])
 
 
-def test_in_time_ends_with_the_first_that_is_not() -> None:
+def test_in_time_ends_with_the_first_that_is_not():
     def at(clients: int, seconds: float, failed: int = 0) -> load.Load:
         return load.Load("x", clients, (seconds,) * 20, failed, 1.0, 1.0)
 
@@ -174,7 +172,7 @@ def test_in_time_ends_with_the_first_that_is_not() -> None:
         load.in_time(loads, 0.05)
 
 
-def test_a_load_without_answers_has_no_percentiles() -> None:
+def test_a_load_without_answers_has_no_percentiles():
     nothing = load.Load("search", 2, (), 5, 1.0, 3.0)
     assert nothing.row()["p95, ms"] == "none"
     with pytest.raises(DataError, match="'search' was answered: 5 failed"):
@@ -185,7 +183,7 @@ def test_a_load_without_answers_has_no_percentiles() -> None:
     latencies=st.lists(st.floats(1e-6, 100), min_size=1, max_size=50),
     seconds=st.floats(1e-3, 1000),
 )
-def test_littles_law_and_the_order_of_percentiles(latencies: list[float], seconds: float) -> None:
+def test_littles_law_and_the_order_of_percentiles(latencies, seconds):
     one = load.Load("x", 1, tuple(latencies), 0, seconds, sum(latencies))
     mean = sum(latencies) / len(latencies)
     assert one.in_flight == pytest.approx(one.per_second * mean)

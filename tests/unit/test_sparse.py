@@ -108,9 +108,3 @@ def test_average_length():
     for texts in ([], ["", "the"]):
         with pytest.raises(DataError, match="without words"):
             sparse.average_length(texts)
-
-
-@pytest.mark.parametrize("settings", [{"average_length": 0}, {"k1": -1}, {"b": 1.5}])
-def test_impossible_settings(settings):
-    with pytest.raises(DataError, match="is not possible"):
-        sparse.BM25Encoder(**{"average_length": 10.0, **settings})

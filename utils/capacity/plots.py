@@ -112,7 +112,6 @@ def dimension_plot(
     axes.legend(frameon=False)
     caption = f"{title}, {count(passages, 'passage')}, computed"
     axes.set_title(wrapped(caption, width=80), fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
     return finished(figure, f"Lines. {caption}. {'; '.join(said)}.")
 
 
@@ -166,7 +165,6 @@ def latency_cost_plot(
     )
     remark = "figures: requests at once"
     axes.set_title(wrapped(f"{title}; {remark}", served, width=85), fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
     return finished(figure, f"Lines, both axes logarithmic. {title} ({served}). {'; '.join(said)}.")
 
 
@@ -213,7 +211,6 @@ def load_plot(
         panel.set_xticks(ticks, [str(tick) for tick in ticks])
         panel.minorticks_off()
         panel.grid(alpha=0.3)
-        panel.spines[["top", "right"]].set_visible(False)
     rates.set_ylabel("answers a second")
     rates.set_ylim(bottom=0)
     if goal is not None:

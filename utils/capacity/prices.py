@@ -116,9 +116,6 @@ class Prices:
     def load(cls, path: str | Path | None = None) -> Prices:
         """Read prices from a file, by default the packaged one.
 
-        Args:
-            path: A TOML file like `data/prices/prices.toml`.
-
         Raises:
             DataError: The file cannot be read, or lacks something.
         """

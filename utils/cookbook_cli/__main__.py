@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Ctrl-C.
     """
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    # Outside the main thread somebody embeds us, and signals are theirs.
+    # signal() works only in the main thread.
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGTERM, _stop)
     try:

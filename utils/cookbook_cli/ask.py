@@ -173,8 +173,6 @@ def _index(
     index: FolderIndex, folder: Folder, api: Endpoints, settings: str, console: Console
 ) -> None:
     """Bring the index up to date, with progress, and say what there is to say."""
-    if index.remark:
-        _say(console, index.remark)
     embedder = NvidiaDocumentEmbedder(
         model=api.embedding.model,
         api_url=api.embedding.url,

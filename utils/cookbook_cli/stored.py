@@ -1,7 +1,7 @@
 """Cleans executed notebooks so that their outputs can be committed, and tells stale ones.
 
 What is cleaned: widget state (GitHub refuses to show it), time stamps, the language version,
-absolute paths, memory addresses, random ids and ports. What is refused: keys and large images,
+absolute paths, memory addresses and ports. What is refused: keys and large images,
 because they are mistakes of the recipe that somebody must put right.
 """
 
@@ -14,7 +14,7 @@ import re
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,9 @@ METADATA = "nim_cookbook"
 KEY_PATTERN = re.compile(r"nvapi-[A-Za-z0-9_-]{12,}")
 FAKE_KEYS = ("nvapi-fake-key-for-tests",)
 _CELL_METADATA_TO_DROP = ("execution", "ExecuteTime", "collapsed", "scrolled", "outputId")
+_WIDGET = "application/vnd.jupyter.widget"
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,16}\b")
-_PANDAS_ID = re.compile(r"T_[0-9a-f]{5}(?=[_\"\s{])")
 _PORT = re.compile(r"(?<=127\.0\.0\.1:)(\d{4,5})")
-
-Replace = Callable[[str], str]
 
 
 def source_hash(notebook: NotebookNode) -> str:
@@ -61,11 +59,17 @@ def clean(
     """
     cleaned = _node(json.loads(json.dumps(notebook)))
     cleaned.metadata = _node(_notebook_metadata(cleaned, weights))
-    replace = _replacer(root, port_base)
-    for number, cell in _numbered(cleaned):
+    places = _places(root)
+    codes = (cell for cell in cleaned.cells if cell.cell_type == "code")
+    for number, cell in enumerate(codes, start=1):
         for name in _CELL_METADATA_TO_DROP:
             cell.metadata.pop(name, None)
-        cell.outputs = [_output(output, replace) for output in cell.outputs]
+        for output in cell.outputs:
+            output.pop("transient", None)
+            for mime in [m for m in output.get("data", ()) if m.startswith(_WIDGET)]:
+                del output["data"][mime]
+        text = _without_marks(json.dumps(cell.outputs, ensure_ascii=False), places, port_base)
+        cell.outputs = _node({"outputs": json.loads(text)}).outputs
         _refuse_keys(number, cell)
         _refuse_large_images(number, cell)
     return cleaned
@@ -76,10 +80,6 @@ def _node(content: dict[str, Any]) -> NotebookNode:
     return node
 
 
-def _numbered(notebook: NotebookNode) -> Iterator[tuple[int, NotebookNode]]:
-    return enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), start=1)
-
-
 def _notebook_metadata(notebook: NotebookNode, weights: Mapping[str, str]) -> dict[str, Any]:
     kept = {k: v for k, v in notebook.metadata.items() if k not in {"widgets", "language_info"}}
     kept["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -88,55 +88,17 @@ def _notebook_metadata(notebook: NotebookNode, weights: Mapping[str, str]) -> di
     return kept
 
 
-def _output(output: NotebookNode, replace: Replace) -> NotebookNode:
-    """Clean one output; the text of images is left alone."""
-    cleaned = {
-        key: value if key == "data" else _replace_in(value, replace)
-        for key, value in output.items()
-        if key != "transient"
-    }
-    if "data" in output:
-        cleaned["data"] = {
-            mime: data
-            if mime.startswith("image/") and mime != "image/svg+xml"
-            else _replace_in(data, replace)
-            for mime, data in output["data"].items()
-            if not mime.startswith("application/vnd.jupyter.widget")
-        }
-    return _node(cleaned)
-
-
-def _replace_in(value: Any, replace: Replace) -> Any:  # noqa: ANN401 - any JSON value
-    if isinstance(value, str):
-        return replace(value)
-    if isinstance(value, list):
-        return [_replace_in(item, replace) for item in value]
-    if isinstance(value, dict):
-        return {key: _replace_in(item, replace) for key, item in value.items()}
-    return value
-
-
-def _replacer(root: Path, port_base: int) -> Replace:
-    """Return what takes this machine's and this run's marks out of a text."""
-    places = _places(root)
-    identifiers: dict[str, str] = {}
-
-    def pandas_id(match: re.Match[str]) -> str:
-        return identifiers.setdefault(match[0], f"T_{len(identifiers) + 1:05x}")
+def _without_marks(text: str, places: list[tuple[str, str]], port_base: int) -> str:
+    """Take this machine's and this run's marks out of JSON text."""
 
     def port(match: re.Match[str]) -> str:
         offset = int(match[0]) - port_base
         inside = port_base > 0 and 0 <= offset < local.PORTS
         return str(local.DEFAULT_PORT_BASE + offset) if inside else match[0]
 
-    def replace(text: str) -> str:
-        for place, name in places:
-            text = text.replace(place, name)
-        text = _ADDRESS.sub("0x...", text)
-        text = _PANDAS_ID.sub(pandas_id, text)
-        return _PORT.sub(port, text)
-
-    return replace
+    for place, name in places:
+        text = text.replace(json.dumps(place)[1:-1], name)
+    return _PORT.sub(port, _ADDRESS.sub("0x...", text))
 
 
 def _places(root: Path) -> list[tuple[str, str]]:

@@ -188,12 +188,7 @@ def ask(pipeline: Pipeline, question: str, filters: Mapping[str, Any] | None = N
 
 
 def answer_of(question: str, result: Mapping[str, Any]) -> Answer:
-    """Return what came of a run of the query pipeline.
-
-    Args:
-        question: The question.
-        result: What the run returned, with the outputs of `ranker`.
-    """
+    """Return what came of a run of the query pipeline."""
     ranked: list[Document] = result["ranker"]["documents"]
     best = ranked[0].score if ranked else None
     if "generator" not in result:

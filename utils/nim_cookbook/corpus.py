@@ -228,9 +228,6 @@ def load_beir(folder: str | Path) -> Collection:
     (query, document, whole grade; tabs; a header line), one file a split. A grade of 0 or less
     says "not relevant". Queries without a relevant document are left out, as they measure nothing.
 
-    Args:
-        folder: The folder that holds the three.
-
     Raises:
         DataError: A file is missing or a line malformed.
     """

@@ -13,6 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from nim_cookbook.errors import DataError
 
 T = TypeVar("T")
+_ADAPTERS: dict[object, TypeAdapter[Any]] = {}  # making one takes a millisecond
 #: A text that is not empty, for `validated`.
 Text = Annotated[str, Field(pattern=r"\S")]
 
@@ -160,16 +161,14 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 def validated(kind: type[T], value: object, where: str) -> T:
     """Return a value of a file as a dataclass, whose annotations are checked by pydantic.
 
-    Args:
-        kind: A dataclass, or any type that pydantic knows.
-        value: What was read.
-        where: Its place, for the message.
-
     Raises:
         DataError: A field is missing, unknown or of another type; the message names the first one.
     """
     try:
-        return TypeAdapter(kind).validate_python(value)
+        if kind not in _ADAPTERS:
+            _ADAPTERS[kind] = TypeAdapter(kind)
+        found: T = _ADAPTERS[kind].validate_python(value)
+        return found
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))

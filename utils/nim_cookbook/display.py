@@ -148,12 +148,7 @@ def answers_table(
 
 
 def scores_table(scores: AnswerEvaluation, *, weights: str) -> Table:
-    """Show the answers with their verdicts; the caption sums them up.
-
-    Args:
-        scores: What `evaluate_answers` returned.
-        weights: What answered.
-    """
+    """Show the answers with their verdicts; the caption sums them up."""
     rows = (
         {
             "question": row.query.question,
@@ -214,9 +209,6 @@ def measured(name: str, value: float | str, unit: str = "", weights: str = "") -
 def progress(what: str) -> Callable[[int, int], None]:
     """Show how far long work is, in one line that is replaced as it goes on.
 
-    Args:
-        what: What is counted, in the plural.
-
     Returns:
         A function to be called with the number done and the number of all.
     """
@@ -240,10 +232,6 @@ def draw_pipeline(pipeline: Pipeline, *, title: str = "Pipeline") -> Picture:
     """Draw a Haystack pipeline, offline.
 
     Only what has to be passed in, and what comes out, is drawn beside the connections.
-
-    Args:
-        pipeline: The pipeline.
-        title: What it is, for the alt text.
     """
     import mermaidx
 

@@ -1,4 +1,4 @@
-"""The one door to configuration: where the endpoints are, which models, which key.
+"""The only module that reads the configuration: where the endpoints are, which models and keys.
 
 A notebook calls `connect()` and never needs to know the mode:
 
@@ -231,10 +231,10 @@ def connect(api: Api = "any", *, start: bool = True, wait: float = 0) -> Endpoin
     if chosen == "hosted" and any(_nim_urls().values()):
         return _self_hosted(wait)
     if chosen != "local":
-        # Never NVIDIA's hosts from self-hosted mode, whatever keys there are: who chose it may
-        # not want the documents to leave the house.
+        # Never NVIDIA's hosts from self-hosted mode, whatever keys there are: the documents may
+        # not be allowed to leave the machine.
         part = "an API catalog" if api == "catalog" else "self-hosted NIMs"
-        print(f"In {chosen} mode there is no address of {part}: the local stand-in plays the part.")
+        print(f"In {chosen} mode there is no address of {part}: the local stand-in serves instead.")
     return _local(api, start)
 
 
@@ -518,7 +518,7 @@ def _check_row(endpoint: Endpoint) -> dict[str, object]:
 def _request(method: str, url: str, key: str, body: object = None) -> httpx.Response:
     keys.guard(key, url, key_variable="The key variable", url_variable=url)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    # Proxies are for the outside world; a loopback server is not behind one.
+    # A proxy cannot reach a server on this machine's loopback address.
     outside = not is_loopback(httpx.URL(url).host)
     with httpx.Client(timeout=CALL_TIMEOUT, trust_env=outside) as client:
         return client.request(method, url, headers=headers, json=body)

@@ -7,6 +7,7 @@ what to do; `%tb` still shows the whole traceback, and any other error looks as 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from types import TracebackType
@@ -30,6 +31,12 @@ _ADVICE = {
     429: "wait a minute and run the cell again, or send fewer requests at once",
     503: "the model is still loading or overloaded, run the cell again in a moment",
 }
+_LOST = (
+    openai.APIConnectionError,
+    httpx.TransportError,
+    requests.ConnectionError,
+    requests.Timeout,
+)
 _TOO_LONG = ("exceeds maximum allowed token size", "maximum context length")
 _SHORTEN = "split or shorten the text, or set truncate='END' where the component has it"
 
@@ -84,12 +91,10 @@ def _show(
 
 def _answered(error: BaseException) -> tuple[int, str, str] | None:
     """Return status, URL and body of the answer that an exception is about."""
-    if isinstance(error, openai.APIStatusError):
-        return error.status_code, str(error.request.url), error.response.text
-    if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code, str(error.request.url), error.response.text
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        return error.response.status_code, str(error.response.url), error.response.text
+    if isinstance(error, openai.APIStatusError | httpx.HTTPStatusError | requests.HTTPError):
+        response = error.response
+        if response is not None:
+            return response.status_code, str(response.url), response.text
     return None
 
 
@@ -103,18 +108,12 @@ def _refused_by_gradient(error: BaseException) -> str | None:
 
 
 def _unreachable(error: BaseException) -> str | None:
-    if isinstance(error, openai.APIConnectionError | httpx.TransportError):
-        # httpx raises when the request is asked for and there is none
-        url = (
-            str(error.request.url)
-            if getattr(error, "_request", None) or isinstance(error, openai.APIConnectionError)
-            else "the endpoint"
-        )
-    elif isinstance(error, requests.ConnectionError | requests.Timeout):
-        url = str(error.request.url) if error.request is not None else "the endpoint"
-    elif isinstance(error, urllib3.exceptions.MaxRetryError):
-        pool = error.pool
-        url = f"{pool.scheme}://{pool.host}:{pool.port}{error.url or ''}"
+    url = "the endpoint"
+    if isinstance(error, urllib3.exceptions.MaxRetryError):
+        url = f"{error.pool.scheme}://{error.pool.host}:{error.pool.port}{error.url or ''}"
+    elif isinstance(error, _LOST):
+        with contextlib.suppress(RuntimeError, AttributeError):  # it may have no request
+            url = str(error.request.url)  # type: ignore[union-attr]
     else:
         return None
     timed_out = isinstance(

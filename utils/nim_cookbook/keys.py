@@ -41,12 +41,6 @@ def is_real_key(key: str) -> bool:
 def guard(key: str, url: str, *, key_variable: str, url_variable: str = "the URL") -> None:
     """Refuse to send a real NVIDIA key to anybody but NVIDIA.
 
-    Args:
-        key: The key that is about to be sent.
-        url: Where it would go.
-        key_variable: The variable that holds the key, for the message.
-        url_variable: The variable that holds the URL, for the message.
-
     Raises:
         ConfigurationError: The key is a real one and the URL is not NVIDIA's.
     """
@@ -117,12 +111,6 @@ def _optional_key(variable: str) -> str:
 def check_token(token: str, url: str, *, variable: str, url_variable: str) -> None:
     """Refuse a token that cannot be sent, or that is a key for NVIDIA's hosts only.
 
-    Args:
-        token: The token of another service.
-        url: Where it would go.
-        variable: The variable that holds the token, for the message.
-        url_variable: The variable that holds the URL, for the message.
-
     Raises:
         MissingKeyError: No header can carry it.
         ConfigurationError: It is a real NVIDIA key and the URL is not NVIDIA's.
@@ -136,9 +124,6 @@ def check_token(token: str, url: str, *, variable: str, url_variable: str) -> No
 
 def find_key(variable: str) -> str | None:
     """Look for a key in the environment, then among Colab's secrets; never ask.
-
-    Args:
-        variable: Name of the environment variable and of the Colab secret.
 
     Returns:
         The key without white space around it, or None.

@@ -37,7 +37,9 @@ PORTS = 6  # the block that they share; the Gradient stand-in is +4, Notion's +5
 # -P: a file of the reader's beside the notebook must not shadow a module.
 SERVER_COMMAND = (sys.executable, "-P", "-m", "local_endpoints")
 
-QUIET_SECONDS = 3.0  # with cached weights the servers are up by then, and nobody needs to read
+QUIET_SECONDS = (
+    3.0  # with cached weights the servers are ready by then, and need no lines of progress
+)
 STALL_SECONDS = 600.0  # without a new line in the log
 STOP_SECONDS = 10.0
 
@@ -143,7 +145,7 @@ def port_base() -> int:
 def find_running() -> LocalServer | None:
     """Return local endpoints that are ready, or None.
 
-    With `COOKBOOK_MODELS` set, servers of another set of models are none of ours. With
+    With `COOKBOOK_MODELS` set, servers of another set of models do not count. With
     `COOKBOOK_PORT_BASE` set whoever serves on that block of ports is taken. Otherwise every
     state file of this user is looked at, and servers that another notebook started for itself are
     left alone: they end with it, in the middle of our work.
@@ -246,12 +248,12 @@ def _read_state(base: int) -> LocalServer | None:
         state = json.loads(state_path(base).read_text("utf-8")) | {"port_base": base}
         server = validated(LocalServer, state, "state")
     except (OSError, ValueError, TypeError, DataError):
-        return None  # absent, half written, or left by another version: as good as not running
+        return None  # absent, half written, or left by another version
     return server if set(SERVERS) <= set(server.urls) else None
 
 
 def _ready(server: LocalServer) -> bool:
-    # The environment's proxies have no business with loopback.
+    # Without the environment's proxies, which cannot reach loopback.
     with httpx.Client(timeout=2.0, trust_env=False) as client:
         try:
             return all(

@@ -119,11 +119,7 @@ class Registry:
     """All models and weights. Use `load_registry()` rather than this class."""
 
     def __init__(self, table: Mapping[str, Any]) -> None:
-        """Read the parsed registry file; pydantic checks its types.
-
-        Args:
-            table: What `tomllib` makes of `models.toml`.
-        """
+        """Read the parsed registry file; pydantic checks its types."""
         self._models = {m.id: m for m in _MODELS.validate_python(table["model"])}
         self._weights = {w.name: w for w in _WEIGHTS.validate_python(table["weights"])}
         self._defaults: dict[Role, str] = table["catalog"]

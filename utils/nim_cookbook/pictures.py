@@ -63,9 +63,10 @@ def figure_of(
 
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    if not panels:
-        return figure, figure.add_subplot()
-    return figure, list(figure.subplots(1, panels, sharey=shared, squeeze=False)[0])
+    row = list(figure.subplots(1, max(1, panels), sharey=shared, squeeze=False)[0])
+    for axes in row:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, row if panels else row[0]
 
 
 def png_of(figure: Figure) -> bytes:

@@ -50,7 +50,6 @@ def timing_chart(
     axes.margins(x=0.15)
     axes.set_xlabel("seconds")
     axes.set_title(f"{title}\n{weights}", fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
     steps = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
     return Picture(png_of(figure), f"Bar chart. {title} ({weights}): {steps}.")
 
@@ -140,7 +139,6 @@ def split_picture(
         f"{title}\nblue: holds the whole quote; orange, hatched: a part of it; grey: none",
         fontsize=10,
     )
-    axes.spines[["top", "right"]].set_visible(False)
     return finished(figure, f"Bars. {title}. {'; '.join(said)}.")
 
 
@@ -244,7 +242,6 @@ def retrieval_plot(
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9)
     axes.set_title(wrapped(title, weights, width=80), fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
     return finished(
         figure, f"Dots with intervals. {title}, {metric} ({weights}): {'; '.join(said)}."
     )
@@ -293,19 +290,11 @@ def refusal_plot(
     marked = "marked: the chosen threshold"
     axes.set_title(wrapped(f"{title}; {marked}", weights, width=70), fontsize=10)
     axes.legend(loc="center right", frameon=False, fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
     return finished(figure, f"Curves. {title} ({weights}). {'. '.join(said)}.")
 
 
 class LossCurve:
-    """The loss of each training step, drawn again as the steps come in.
-
-    Args:
-        steps: How many there will be.
-        losses: Those of the steps that were taken before.
-        weights: What is trained.
-        title: What is drawn.
-    """
+    """The loss of each training step, drawn again as the steps come in."""
 
     def __init__(
         self,
@@ -340,7 +329,6 @@ class LossCurve:
         axes.set(xlim=(0.5, self._steps + 0.5), xlabel="step", ylabel="loss, nats a token")
         axes.set_ylim(bottom=0, top=None if self.losses else 1)
         axes.set_title(self._caption, fontsize=10)
-        axes.spines[["top", "right"]].set_visible(False)
         said = ", ".join(f"{loss:.2f}" for loss in self.losses) or "none yet"
         what = self._caption.replace("\n", ", ")
         return finished(

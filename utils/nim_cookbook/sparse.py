@@ -44,14 +44,6 @@ class BM25Encoder:
     k1: float = 1.5
     b: float = 0.75
 
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        if not (self.average_length > 0 and self.k1 >= 0 and 0 <= self.b <= 1):
-            raise DataError(
-                f"{self} is not possible: average_length must be above 0, k1 not below 0, and b "
-                "from 0 to 1."
-            )
-
     def passage(self, text: str) -> SparseEmbedding:
         """Return the vector of a passage: tf / (tf + k1 (1 - b + b length / average_length)).
 

@@ -23,9 +23,6 @@ def qdrant_location(folder: str | Path) -> dict[str, Any]:
     key if it wants one; without, Qdrant runs embedded in this process and keeps its data in
     `folder`, for one process at a time.
 
-    Args:
-        folder: For the embedded store; made when it is missing.
-
     Raises:
         ConfigurationError: `QDRANT_URL` is no such URL.
     """
