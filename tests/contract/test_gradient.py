@@ -587,7 +587,7 @@ def test_an_adapter_learns_what_its_base_model_does_not_know(
     assert (done.generated_output, done.finish_reason) == (ANSWER, "stop")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @trains
 def test_several_adapters_answer_at_once_each_with_its_own_weights(
     running: Running, taught: tuple[Any, list[float]]
@@ -647,7 +647,7 @@ def test_samples_that_cannot_be_learnt(
     assert say(taught[0]) == ANSWER
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @trains
 def test_adapters_survive_a_restart_and_go_on_where_they_were(
     running: Running, services: Services, taught: tuple[Any, list[float]], tmp_path: Path
@@ -703,7 +703,7 @@ def test_a_worker_killed_in_mid_training_leaves_the_last_good_adapter(
     assert other.pid != worker.pid
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @trains
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGINT for a child")
 def test_ctrl_c_stops_server_and_worker_and_keeps_the_adapter(tmp_path: Path) -> None:

@@ -480,7 +480,7 @@ print(json.dumps([version("notion-client"), found["skipped"],
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_older_client_exports_the_same(wiki, everything, tmp_path):
     """An environment of its own for notion-client 2.5.0, the last one with `databases.query`."""
     folder = tmp_path / "older"

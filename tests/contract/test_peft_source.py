@@ -177,7 +177,7 @@ def test_the_catalog_serves_no_adapters(server):
         assert "adapters" not in http.get("/metadata").json()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_one_adapter_has_read_is_not_given_to_another(server):
     """Longer than the slots are many, so that prompts are put aside and looked for again."""
     server.put("one", seed=1)
