@@ -55,6 +55,8 @@ def causes(error: BaseException) -> Iterator[BaseException]:
     An exception that was merely raised while another was handled may be about something else.
     """
     current: BaseException | None = error
-    while current is not None:
+    seen: set[int] = set()  # `raise error from error` makes a circle
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
         yield current
         current = current.__cause__
