@@ -39,7 +39,6 @@ pytest.importorskip("gradientai", reason="gradientai is not installed")
 from gradientai import Gradient
 from gradientai.openapi.client.exceptions import (
     ApiException,
-    BadRequestException,
     NotFoundException,
     ServiceException,
     UnauthorizedException,
@@ -415,7 +414,7 @@ def test_adapters_of_other_weights_are_listed_and_not_used(pretending: Running) 
     assert found.base_model_id == OTHER_BASE
     with pytest.raises(NotFoundException, match="other weights"):
         found.complete(query="Hello")
-    with pytest.raises(BadRequestException, match="other weights"):
+    with pytest.raises(NotFoundException, match="other weights"):
         found.fine_tune(samples=SAMPLES)
 
 

@@ -179,13 +179,6 @@ def test_a_pipeline_survives_yaml(monkeypatch, wiki, url, everything):
     assert found["pages"]["skipped"] == []
 
 
-async def test_an_asynchronous_pipeline(wiki, url, everything):
-    pipeline = Pipeline()
-    pipeline.add_component("pages", component(url))
-    found = await pipeline.run_async({"pages": {"page_ids": [wiki.by_path(TOP).id]}})
-    assert len(found["pages"]["documents"]) == len(everything)
-
-
 def test_an_interrupted_export_stops_asking(wiki):
     def interrupt(done: int, total: int) -> None:
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)

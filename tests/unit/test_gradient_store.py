@@ -91,6 +91,7 @@ def test_a_step_replaces_the_weights_and_removes_the_old_ones(store: AdapterStor
     after = step(store, before, b"after")
     assert weights(store, before.id) == b"after"
     assert store.get(before.id) == after
+    store.discard(after)  # it is current: nothing happens
     assert versions(store, before.id) == {after.version}
 
 

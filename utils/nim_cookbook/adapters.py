@@ -1,7 +1,7 @@
-"""What a notebook does with LoRA adapters besides training them: find, follow, serve.
+"""Find, follow and serve LoRA adapters; the Gradient SDK trains them.
 
-The Gradient SDK knows nothing of an adapter's folder and past steps; the local Gradient server adds
-both to what `GET /models/{id}` answers, in the field `localStandIn`.
+The SDK has no call for an adapter's folder and past steps. The local Gradient server adds both to
+the answer of `GET /models/{id}`, in the field `localStandIn`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Step:
     """One training step of an adapter.
 
     Attributes:
-        tokens: Tokens that were learnt from.
+        tokens: Trainable tokens of its samples.
         loss: Their mean cross-entropy before the step, in nats.
-        seconds: How long the step took.
+        seconds: Its duration.
     """
 
     tokens: int
@@ -52,7 +52,7 @@ def history(gradient: GradientService, adapter_id: str) -> list[Step]:
 
     Raises:
         EndpointUnreachable: The server does not answer, or has no such adapter.
-        ConfigurationError: It is another server, which does not tell.
+        ConfigurationError: It is another server, which does not list steps.
     """
     return [
         Step(step["tokens"], step["sumLoss"] / step["tokens"], step["seconds"])
@@ -61,11 +61,11 @@ def history(gradient: GradientService, adapter_id: str) -> list[Step]:
 
 
 def folder(gradient: GradientService, adapter_id: str) -> Path:
-    """Return the PEFT folder of an adapter's present state, on this machine.
+    """Return the PEFT folder of an adapter's current weights, on this machine.
 
     Raises:
         EndpointUnreachable: The server does not answer, or has no such adapter.
-        ConfigurationError: It is another server, whose files are out of reach.
+        ConfigurationError: It is another server, whose files are elsewhere.
     """
     return Path(_local_fields(gradient, adapter_id)["folder"])
 
@@ -82,13 +82,13 @@ def _local_fields(gradient: GradientService, adapter_id: str) -> dict[str, Any]:
         fields = answer.json().get("localStandIn")
     except (httpx.HTTPError, ValueError) as error:
         raise EndpointUnreachable(
-            f"The Gradient server at {gradient.host} does not tell about adapter {adapter_id} "
+            f"The Gradient server at {gradient.host} does not describe adapter {adapter_id} "
             f"({error}): check that it runs, and that the adapter was not deleted."
         ) from None
     if not isinstance(fields, dict):
         raise ConfigurationError(
-            f"The server at {gradient.host} is not the local Gradient server and tells neither "
-            "past steps nor files of an adapter: unset GRADIENT_API_URL."
+            f"The server at {gradient.host} is not the local Gradient server, and lists neither "
+            "steps nor files of an adapter: unset GRADIENT_API_URL."
         )
     return fields
 
@@ -101,11 +101,11 @@ def wait_until_served(
     Args:
         chat: The chat endpoint.
         models: The names of the adapters' folders.
-        seconds: How long to wait; a NIM looks every `NIM_PEFT_REFRESH_INTERVAL` seconds, and not
-            at all when that is not set.
+        seconds: Longest wait; a NIM scans its folder every `NIM_PEFT_REFRESH_INTERVAL` seconds,
+            and only at its start if that is not set.
 
     Returns:
-        What it serves: rows with `model` and `base`, the model that an adapter belongs to.
+        The models that it serves: rows with `model` and `base`, an adapter's base model.
 
     Raises:
         EndpointUnreachable: It does not answer, or has not found them in time.

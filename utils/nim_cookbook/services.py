@@ -1,14 +1,13 @@
-"""The two services beside NVIDIA's models: Notion, whose pages are read, and Gradient.
+"""Addresses and tokens of two services: Notion, which is read, and Gradient, which trains.
 
-As with `connect()`, a notebook never asks whether it speaks to the service itself or to the
-stand-in on this machine:
+A notebook uses the service itself and the local stand-in in the same way:
 
     notion = connect_notion()
     pages = NotionPages(Secret.from_env_var(notion.token_variable), base_url=notion.url)
     documents = pages.run(list(notion.pages))["documents"]
 
-With `NOTION_TOKEN` and `NOTION_PAGE_IDS` set these are the reader's own pages at Notion (or at
-`NOTION_BASE_URL`), and with `GRADIENT_API_URL` a Gradient server elsewhere; else both are local.
+With `NOTION_TOKEN` and `NOTION_PAGE_IDS` set it reads the user's own pages at Notion (or at
+`NOTION_BASE_URL`); with `GRADIENT_API_URL` it uses that Gradient server. Else both are local.
 """
 
 from __future__ import annotations
@@ -55,13 +54,13 @@ _ID = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class NotionService:
-    """Where pages are read from.
+    """The address and token of a Notion, and the pages to export.
 
     Attributes:
         url: Base URL without `/v1`, as notion-client wants it.
         token_variable: Name of the environment variable that holds the integration's token.
-        pages: Ids of the pages to begin with; what lies below them belongs to them.
-        served_by: Who answers, for captions.
+        pages: Ids of the topmost pages; an export includes the pages below them.
+        served_by: The server's name, for captions.
     """
 
     url: str
@@ -72,13 +71,13 @@ class NotionService:
 
 @dataclass(frozen=True, slots=True)
 class GradientService:
-    """Where models are fine-tuned.
+    """The address and token of a Gradient server.
 
     Attributes:
         host: Base URL as the Gradient SDK wants it, without a slash at its end.
         token_variable: Name of the environment variable that holds the access token.
         workspace_variable: Name of the one that holds the workspace's id.
-        weights: What really answers, by role, for captions.
+        weights: Descriptions of the served weights by role, for captions.
     """
 
     host: str
@@ -134,7 +133,7 @@ def connect_gradient() -> GradientService:
     server = _local_server()
     if not os.environ.get(GRADIENT_WORKSPACE, "").strip():
         os.environ[GRADIENT_WORKSPACE] = LOCAL_WORKSPACE
-    roles: tuple[Role, ...] = ("chat", "embedding")  # whose weights it works with
+    roles: tuple[Role, ...] = ("chat", "embedding")  # it uses the same weights as these servers
     told = {role: stand_in(server.urls[role], role, server.key) for role in roles}
     return GradientService(
         server.urls["gradient"],

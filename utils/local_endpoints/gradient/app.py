@@ -6,12 +6,10 @@ Source: the calls of the client `gradientai` 1.13.1; the service itself closed i
 import asyncio
 import contextlib
 import math
-import re
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from datetime import datetime
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
@@ -56,9 +54,6 @@ DEFAULT_GENERATED_TOKENS = 100
 DEFAULT_TEMPERATURE = 0.0
 
 _NAMESPACE = uuid.UUID("7a0c9a4e-3f0e-5d53-9d3a-8f0d6f1f7a11")  # ours, for ids of base models
-_BASE_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}" + BASE_SUFFIX)
-
-Capability = Literal["any", "fineTune", "complete"]
 
 
 def base_model_id(weights: ResolvedWeights) -> str:
@@ -69,10 +64,6 @@ def base_model_id(weights: ResolvedWeights) -> str:
 def base_model_slug(weights: ResolvedWeights) -> str:
     """Return the base model's slug: the true name of its weights."""
     return weights.local_id.removeprefix("local/")
-
-
-def _time(moment: datetime) -> str:
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _require(service: RoleService[Any]) -> ResolvedWeights:
@@ -88,16 +79,8 @@ def _require(service: RoleService[Any]) -> ResolvedWeights:
     return service.weights
 
 
-def _check_id(identity: str) -> None:
-    if not (ADAPTER_ID.fullmatch(identity) or _BASE_ID.fullmatch(identity)):
-        raise errors.bad_request(
-            f"'{identity[:80]}' is no model id: ids are a UUID with _model_adapter or "
-            "_base_ml_model behind it, as GET /api/models lists them.",
-        )
-
-
 class _Api:
-    """The answers."""
+    """The answers; each public method is a route."""
 
     def __init__(
         self,
@@ -106,11 +89,11 @@ class _Api:
         store: AdapterStore,
         worker: Sequence[str] | None,
     ) -> None:
-        self.chat = chat
-        self.embedding = embedding
-        self.store = store
+        self._chat = chat
+        self._embedding = embedding
+        self._store = store
         self._turn = asyncio.Lock()  # first come, first served
-        self.completer = Completer(store)
+        self._completer = Completer(store)
         self._command = worker
         self._worker: Worker | None = None
 
@@ -118,13 +101,12 @@ class _Api:
         """End the worker and the engine."""
         if self._worker is not None:
             await self._worker.close()
-        await self.completer.close()
+        await self._completer.close()
 
     # --- models -----------------------------------------------------------------------------
 
-    def base(self) -> Json:
-        """Return the base model's object."""
-        weights = _require(self.chat)
+    def _base(self) -> Json:
+        weights = _require(self._chat)
         trainable = self._command is not None or not missing_packages()
         return {
             "id": base_model_id(weights),
@@ -132,67 +114,78 @@ class _Api:
             "slug": base_model_slug(weights),
             "type": "baseModel",
             "capabilities": ["complete", "fineTune"] if trainable else ["complete"],
-            STAND_IN_FIELD: self.chat.provenance()[0],
+            STAND_IN_FIELD: self._chat.provenance()[0],
         }
 
-    def adapter(self, adapter: Adapter) -> Json:
-        """Return an adapter's object; the SDK ignores the fields that are only here."""
+    def _adapter(self, adapter: Adapter) -> Json:
+        updated = adapter.updated.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        history = [
+            {"tokens": step.tokens, "sumLoss": step.sum_loss, "seconds": step.seconds}
+            for step in adapter.history
+        ]
         return {
             "id": adapter.id,
             "name": adapter.name,
             "baseModelId": adapter.base_model_id,
             "type": "modelAdapter",
-            "latestUpdateTime": _time(adapter.updated),
-            STAND_IN_FIELD: {
-                "folder": str(self.store.peft(adapter)),
-                "history": [
-                    {"tokens": step.tokens, "sumLoss": step.sum_loss, "seconds": step.seconds}
-                    for step in adapter.history
-                ],
-            },
+            "latestUpdateTime": updated,
+            STAND_IN_FIELD: {"folder": str(self._store.peft(adapter)), "history": history},
         }
 
-    async def models(self, capability: Capability, only_base: bool) -> Json:
-        """Return the base model, and unless `only_base` all adapters of it or of others."""
-        base = self.base()
-        found = [base] if capability == "any" or capability in base["capabilities"] else []
-        if not only_base:
-            found += [self.adapter(one) for one in await asyncio.to_thread(self.store.all)]
-        return {"models": found}
-
-    async def find(self, identity: str) -> Adapter:
-        """Return an adapter.
+    async def _find(self, identity: str) -> Adapter | None:
+        """Return an adapter; None for the id of the base model.
 
         Raises:
-            GradientError: There is none of that id.
+            GradientError: There is no model of that id.
         """
-        _check_id(identity)
+        if identity == base_model_id(_require(self._chat)):
+            return None
+        if identity.endswith(BASE_SUFFIX):
+            raise errors.unknown_base(identity[:80])
+        if not ADAPTER_ID.fullmatch(identity):
+            raise errors.bad_request(
+                f"'{identity[:80]}' is no model id: ids are a UUID with _model_adapter or "
+                "_base_ml_model behind it, as GET /api/models lists them."
+            )
         try:
-            return await asyncio.to_thread(self.store.get, identity)
+            return await asyncio.to_thread(self._store.get, identity)
         except UnknownAdapter:
             raise errors.unknown_adapter(identity) from None
 
-    async def delete(self, identity: str) -> None:
+    async def models(
+        self, capability: Literal["any", "fineTune", "complete"] = "any", onlyBase: bool = False
+    ) -> Json:
+        """List the base model, and unless `onlyBase` all adapters of it or of others."""
+        base = self._base()
+        found = [base] if capability == "any" or capability in base["capabilities"] else []
+        if not onlyBase:
+            found += [self._adapter(one) for one in await asyncio.to_thread(self._store.all)]
+        return {"models": found}
+
+    async def get(self, identity: str) -> Json:
+        """Return the base model or an adapter."""
+        found = await self._find(identity)
+        return self._base() if found is None else self._adapter(found)
+
+    async def delete(self, identity: str) -> Json:
         """Delete an adapter at once; see `build_app` for the requests that use it."""
-        _check_id(identity)
-        if _BASE_ID.fullmatch(identity):
+        if await self._find(identity) is None:
             raise errors.failed(403, "A base model cannot be deleted: only adapters can.")
-        try:
-            async with self.completer.files:
-                await asyncio.to_thread(self.store.delete, identity)
-        except UnknownAdapter:
-            raise errors.unknown_adapter(identity) from None
+        async with self._completer.files:
+            with contextlib.suppress(UnknownAdapter):
+                await asyncio.to_thread(self._store.delete, identity)
+        return {}
 
     # --- training ---------------------------------------------------------------------------
 
-    def worker(self) -> Worker:
+    def _require_worker(self) -> Worker:
         """Return the worker, which starts when it is first asked.
 
         Raises:
             GradientError: 503 without the extra `finetune`.
         """
         if self._worker is None:
-            weights = _require(self.chat)
+            weights = _require(self._chat)
             missing = missing_packages() if self._command is None else []
             if missing:
                 raise errors.failed(
@@ -212,10 +205,10 @@ class _Api:
         """
         draft = None
         try:
-            draft = await asyncio.to_thread(self.store.draft, adapter)
+            draft = await asyncio.to_thread(self._store.draft, adapter)
             began = time.monotonic()
-            folder = str(self.store.peft(draft))
-            answer = await self.worker().ask({**request, "folder": folder})
+            folder = str(self._store.peft(draft))
+            answer = await self._require_worker().ask({**request, "folder": folder})
             if request["op"] == "step":
                 tokens, sum_loss = answer["tokens"], answer["sumLoss"]
                 if not math.isfinite(sum_loss):
@@ -228,12 +221,12 @@ class _Api:
                 step = Step(tokens=tokens, sum_loss=sum_loss, seconds=time.monotonic() - began)
                 change = {"updated": now(), "history": (*draft.history, step)}
                 draft = draft.model_copy(update=change)
-            async with self.completer.files:
-                await asyncio.to_thread(self.store.publish, draft)
+            async with self._completer.files:
+                self._store.publish(draft)  # no await: a cancelled request must not interrupt it
             return answer
         except BaseException as error:
             if draft is not None:
-                await asyncio.to_thread(self.store.discard, draft)
+                await asyncio.to_thread(self._store.discard, draft)
             if isinstance(error, UnknownAdapter):
                 raise errors.unknown_adapter(adapter.id) from None
             if isinstance(error, OSError):
@@ -246,10 +239,10 @@ class _Api:
 
     async def create(self, body: schemas.CreateModel) -> Json:
         """Make a new adapter, which answers as its base model until it is trained."""
-        weights = _require(self.chat)
+        weights = _require(self._chat)
         if body.model.base_model_id != base_model_id(weights):
             raise errors.unknown_base(body.model.base_model_id[:80])
-        self.worker()
+        self._require_worker()
         given = body.initial_hyperparameters or schemas.InitialHyperparameters()
         lora = given.lora_hyperparameters or schemas.LoraHyperparameters()
         arguments = given.training_arguments or schemas.TrainingArguments()
@@ -260,7 +253,7 @@ class _Api:
             learning_rate=arguments.learning_rate or DEFAULT_LEARNING_RATE,
         )
         settings = {"rank": adapter.rank, "learningRate": adapter.learning_rate}
-        async with self._turn:
+        async with _until_stopped(self._turn):
             await self._write(adapter, {"op": "create", **settings})
         return {"id": adapter.id}
 
@@ -270,61 +263,56 @@ class _Api:
         Steps run one at a time, in the order of the requests. A step that has begun runs to its
         end, also if the client disconnects.
         """
-        weights = _require(self.chat)
-        _check_id(identity)
-        if _BASE_ID.fullmatch(identity):
+        found = await self._find(identity)
+        if found is None:
             raise GradientError(
                 400,
                 "modelIncapableOfFineTuning",
                 "A base model is not trained itself: create an adapter of it with POST "
                 "/api/models, and train that.",
             )
-        found = await self.find(identity)
-        if found.base_model_id != base_model_id(weights):
-            raise errors.other_base(found.name, 400, "modelIncapableOfFineTuning")
-        self.worker()
+        self._check_base(found)
+        self._require_worker()
         samples = [sample.model_dump() for sample in body.samples]
-        async with self._turn:
+        async with _until_stopped(self._turn):
             if await request.is_disconnected():
                 raise ClientGone
-            before = await self.find(identity)  # the steps before this one have changed it
-            source = str(self.store.peft(before))
+            before = await self._find(identity)  # the steps before this one have changed it
+            assert before is not None
+            source = str(self._store.peft(before))
             try:
                 answer = await self._write(
                     before, {"op": "step", "source": source, "samples": samples}
                 )
             except GradientError:
-                await self.find(identity)  # 404 if it was deleted during the step
+                await self._find(identity)  # 404 if it was deleted during the step
                 raise
         return {"numberOfTrainableTokens": answer["tokens"], "sumLoss": answer["sumLoss"]}
 
+    def _check_base(self, adapter: Adapter) -> None:
+        if adapter.base_model_id != base_model_id(_require(self._chat)):
+            raise errors.other_base(adapter.name)
+
     # --- completions ------------------------------------------------------------------------
 
-    async def complete(self, identity: str, body: schemas.Complete) -> Json:
+    async def complete(self, identity: str, body: schemas.Complete, request: Request) -> Json:
         """Continue a text on the base model or an adapter.
 
         The engine parses special tokens such as `<|im_start|>` in the text, as training does.
         """
-        weights = _require(self.chat)
-        _check_id(identity)
-        adapter_id = None
-        if _BASE_ID.fullmatch(identity):
-            if identity != base_model_id(weights):
-                raise errors.unknown_base(identity)
-        else:
-            adapter_id = identity
-            found = await self.find(identity)
-            if found.base_model_id != base_model_id(weights):
-                raise errors.other_base(found.name, 404, "unknownBaseModel")
-        request: Json = {
+        weights, adapter = _require(self._chat), await self._find(identity)
+        if adapter is not None:
+            self._check_base(adapter)
+        asked: Json = {
             "model": weights.local_id,
             "prompt": body.query,
             "max_tokens": body.max_generated_token_count or DEFAULT_GENERATED_TOKENS,
             "temperature": DEFAULT_TEMPERATURE if body.temperature is None else body.temperature,
         }
-        request |= body.model_dump(include={"top_k", "top_p"}, exclude_none=True)
+        asked |= body.model_dump(include={"top_k", "top_p"}, exclude_none=True)
         try:
-            answer = await self.completer.complete(weights, request, adapter_id)
+            work = self._completer.complete(weights, asked, adapter.id if adapter else None)
+            answer = await until_disconnect(request, work)
         except UnknownAdapter:
             raise errors.unknown_adapter(identity) from None
         except CookbookError as error:  # the weights cannot be converted or loaded
@@ -341,22 +329,23 @@ class _Api:
 
     # --- embeddings -------------------------------------------------------------------------
 
-    def embedding_models(self) -> Json:
-        """Return the one embedding model, under the only name that the SDK accepts."""
-        _require(self.embedding)
-        entry = {"slug": EMBEDDING_SLUG, STAND_IN_FIELD: self.embedding.provenance()[0]}
+    async def embedding_models(self) -> Json:
+        """List the one embedding model, under the only name that the SDK accepts."""
+        _require(self._embedding)
+        entry = {"slug": EMBEDDING_SLUG, STAND_IN_FIELD: self._embedding.provenance()[0]}
         return {"embeddingsModels": [entry]}
 
-    async def embed(self, slug: str, body: schemas.Embed) -> Json:
+    async def embed(self, slug: str, body: schemas.Embed, request: Request) -> Response:
         """Return one vector a text, of length one."""
-        _require(self.embedding)
+        _require(self._embedding)
         if slug != EMBEDDING_SLUG:
             raise errors.failed(
                 404, f"There is no embedding model '{slug[:80]}': use '{EMBEDDING_SLUG}'."
             )
         try:
-            engine = self.embedding.require_engine()
-            result = await engine.embed([entry.input for entry in body.inputs])
+            engine = self._embedding.require_engine()
+            texts = [entry.input for entry in body.inputs]
+            result = await until_disconnect(request, engine.embed(texts))
         except InputTooLong as error:
             raise errors.unprocessable(
                 f"An input has {error.length} tokens, and the model reads at most {error.limit}: "
@@ -364,10 +353,8 @@ class _Api:
             ) from error
         except ApiError as error:
             raise errors.failed(error.status, error.detail) from error
-        vectors = [
-            {"index": index, "embedding": vector} for index, vector in enumerate(result.vectors)
-        ]
-        return {"embeddings": vectors}
+        vectors = [{"index": i, "embedding": vector} for i, vector in enumerate(result.vectors)]
+        return FastJSONResponse({"embeddings": vectors})
 
 
 def _routes(api: _Api, token: str) -> APIRouter:
@@ -392,44 +379,14 @@ def _routes(api: _Api, token: str) -> APIRouter:
 
     router = APIRouter(prefix=PREFIX, dependencies=[Depends(gate)])
 
-    @router.get("/models")
-    async def models(capability: Capability = "any", onlyBase: bool = False) -> Json:
-        return await api.models(capability, onlyBase)
-
-    @router.post("/models")
-    async def create(body: schemas.CreateModel) -> Json:
-        return await _until_stopped(api.create(body))
-
-    @router.get("/models/{identity}")
-    async def get_model(identity: str) -> Json:
-        _check_id(identity)
-        if _BASE_ID.fullmatch(identity):
-            base = api.base()
-            if identity != base["id"]:
-                raise errors.unknown_base(identity)
-            return base
-        return api.adapter(await api.find(identity))
-
-    @router.delete("/models/{identity}")
-    async def delete(identity: str) -> Json:
-        await api.delete(identity)
-        return {}
-
-    @router.post("/models/{identity}/fine-tune")
-    async def fine_tune(identity: str, body: schemas.FineTune, request: Request) -> Json:
-        return await _until_stopped(api.fine_tune(identity, body, request))
-
-    @router.post("/models/{identity}/complete")
-    async def complete(identity: str, body: schemas.Complete, request: Request) -> Json:
-        return await until_disconnect(request, api.complete(identity, body))
-
-    @router.get("/embeddings")
-    async def embedding_models() -> Json:
-        return api.embedding_models()
-
-    @router.post("/embeddings/{slug}", response_model=None)
-    async def embed(slug: str, body: schemas.Embed, request: Request) -> Response:
-        return FastJSONResponse(await until_disconnect(request, api.embed(slug, body)))
+    router.get("/models")(api.models)
+    router.post("/models")(api.create)
+    router.get("/models/{identity}")(api.get)
+    router.delete("/models/{identity}")(api.delete)
+    router.post("/models/{identity}/fine-tune")(api.fine_tune)
+    router.post("/models/{identity}/complete")(api.complete)
+    router.get("/embeddings")(api.embedding_models)
+    router.post("/embeddings/{slug}", response_model=None)(api.embed)
 
     @router.api_route("/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
     async def other(request: Request) -> Json:
@@ -443,10 +400,12 @@ def _routes(api: _Api, token: str) -> APIRouter:
     return router
 
 
-async def _until_stopped(work: Coroutine[Any, Any, Json]) -> Json:
-    """Run `work`; answer 503 when the server stops, which cancels requests after a grace time."""
+@contextlib.asynccontextmanager
+async def _until_stopped(turn: asyncio.Lock) -> AsyncIterator[None]:
+    """Wait for a turn and keep it; answer 503 when the server stops and cancels its requests."""
     try:
-        return await work
+        async with turn:
+            yield
     except asyncio.CancelledError:
         raise HTTPException(503, "The local server is stopping; start it again.") from None
 

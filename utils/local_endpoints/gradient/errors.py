@@ -52,11 +52,11 @@ def unknown_base(identity: str) -> GradientError:
     )
 
 
-def other_base(name: str, status: int, kind: str) -> GradientError:
+def other_base(name: str) -> GradientError:
     """Return the error of an adapter that belongs to other weights than those served."""
     return GradientError(
-        status,
-        kind,
+        404,
+        "unknownBaseModel",
         f"The model adapter '{name}' was made for other weights than the ones that are served: "
         "start the server with the chat weights it was made for, or create a new adapter.",
     )

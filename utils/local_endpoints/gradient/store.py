@@ -145,8 +145,11 @@ class AdapterStore:
         return drafted
 
     def discard(self, draft: Adapter) -> None:
-        """Remove a version that did not become current, and the adapter if it has no other."""
+        """Remove a version unless it is current, and the adapter if it has no other."""
         home = self.folder / draft.id
+        with contextlib.suppress(UnknownAdapter):
+            if self.get(draft.id).version == draft.version:
+                return
         shutil.rmtree(home / draft.version, ignore_errors=True)
         with contextlib.suppress(OSError):
             home.rmdir()  # fails unless it is empty

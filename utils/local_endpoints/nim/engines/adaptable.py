@@ -1,8 +1,8 @@
 """A chat engine whose LoRA adapters change while it answers.
 
-llama.cpp loads adapters with the model only. So another set of them is another `ChatEngine`: it is
-loaded beside the old one (the weights are mapped from the same file), takes all new requests once
-it is ready, and the old one is closed when the last answer it had begun has ended.
+llama.cpp loads adapters only together with the model. So a new set of adapters needs a new
+`ChatEngine`. It is loaded beside the old one (the weights are mapped from the same file) and takes
+all new requests once it is ready; the old one is closed after its last request.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from local_endpoints.weights import ResolvedWeights
 
 Json = dict[str, Any]
 
-# A client that stopped reading its answer must not keep a replaced engine in memory for ever.
+# A client that stopped reading must not keep a replaced engine in memory for ever.
 DRAIN_SECONDS = 300
 
 
@@ -44,7 +44,7 @@ class _Running:
                 self._idle.set()
 
     async def close_when_idle(self) -> None:
-        """Close the engine once its requests have ended, or have taken too long, or on cancel."""
+        """Close the engine after its requests, after DRAIN_SECONDS, or when cancelled."""
         try:
             await asyncio.wait_for(self._idle.wait(), DRAIN_SECONDS)
         except TimeoutError:
@@ -133,7 +133,7 @@ class AdaptableEngine:
             old = self._current
             if old is not None and adapters in (None, old.engine.adapters):
                 return
-            # The load goes on in its thread when we are cancelled: wait, so as not to lose it.
+            # A cancelled load goes on in its thread: wait for it, then close the engine.
             loading = asyncio.ensure_future(
                 asyncio.to_thread(ChatEngine, self.weights, self._threads, adapters)
             )
