@@ -1,7 +1,13 @@
-"""Runs one notebook from the first cell to the last, on a kernel that never stays behind."""
+"""Runs one notebook from the first cell to the last, on a kernel that never stays behind.
+
+nbclient's own `execute()` takes over Ctrl-C and then waits for a dead kernel, and its synchronous
+`setup_kernel()` leaves the kernel alone when Ctrl-C comes while it starts. So the cells are run one
+by one in a loop that cancels cleanly, which also gives a place to report progress from.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import time
@@ -9,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
+from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.utils import ensure_async
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
@@ -17,6 +25,10 @@ from cookbook_cli.recipes import Recipe
 from cookbook_cli.results import RecipeResult, measures, write_atomically
 from nim_cookbook.errors import DataError
 
+KERNEL = "python3"
+# Its warning about unencrypted loopback traffic would stand in the middle of the progress.
+KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=ERROR"]
+STARTUP_SECONDS = 120
 LONGEST_SENTENCE = 300
 # A recipe must not look different because somebody's terminal has colours or a plotting backend.
 KERNEL_ENVIRONMENT = {"NO_COLOR": "1", "PYTHONHASHSEED": "0", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
@@ -62,6 +74,14 @@ def execute(
 ) -> RecipeResult:
     """Run a recipe and write the executed notebook, complete or not.
 
+    Args:
+        recipe: Its entry in the index.
+        notebook: The notebook; changed in place.
+        folder: Where its kernel runs, as JupyterLab would run it.
+        target: Where the executed notebook is written.
+        timeout: Seconds that one cell may take.
+        on_cell: Told of every cell before it runs.
+
     Raises:
         KeyboardInterrupt: The user stopped it; the kernel is gone and the partly executed notebook
             is written by then.
@@ -70,25 +90,9 @@ def execute(
     for cell in notebook.cells:
         if cell.cell_type == "code":  # no stored output may look as if it came from this run
             cell.outputs, cell.execution_count = [], None
-    client = NotebookClient(
-        notebook,
-        kernel_name="python3",
-        timeout=timeout,
-        startup_timeout=120,
-        # Its warning about unencrypted loopback traffic would stand in the middle of the progress.
-        extra_arguments=["--IPKernelApp.log_level=ERROR"],
-        coalesce_streams=True,
-        shutdown_kernel="immediate",
-    )
     started = time.monotonic()
     try:
-        # Not client.execute(): that takes over Ctrl-C and then waits for a dead kernel.
-        with client.setup_kernel(cwd=str(folder), env=os.environ | KERNEL_ENVIRONMENT):
-            _run_cells(client, on_cell, result)
-            if result.passed:
-                client.shutdown_kernel = "graceful"
-    except RuntimeError as error:
-        result.error = result.error or _one_sentence("The kernel did not start", str(error))
+        asyncio.run(_run_cells(notebook, folder, timeout, on_cell, result))
     finally:
         result.seconds = time.monotonic() - started
         result.measures = measures(notebook)
@@ -96,22 +100,68 @@ def execute(
     return result
 
 
-def _run_cells(client: NotebookClient, on_cell: OnCell, result: RecipeResult) -> None:
+async def _run_cells(
+    notebook: NotebookNode, folder: Path, timeout: int, on_cell: OnCell, result: RecipeResult
+) -> None:
+    manager = AsyncKernelManager(kernel_name=KERNEL)
+    client = NotebookClient(
+        notebook,
+        km=manager,
+        timeout=timeout,
+        startup_timeout=STARTUP_SECONDS,
+        extra_arguments=KERNEL_ARGUMENTS,
+        coalesce_streams=True,
+    )
+    client.reset_execution_trackers()
+    polite = False
+    try:
+        await client.async_start_new_kernel(cwd=str(folder), env=os.environ | KERNEL_ENVIRONMENT)
+        await client.async_start_new_kernel_client()
+        await _cells(client, notebook, on_cell, result)
+        polite = result.passed
+    except RuntimeError as error:  # the kernel did not start, or died
+        _raise_if_cancelled()
+        result.error = result.error or _one_sentence("The kernel did not start", str(error))
+    finally:
+        await _shut_down(manager, client, now=not polite)
+
+
+async def _cells(
+    client: NotebookClient, notebook: NotebookNode, on_cell: OnCell, result: RecipeResult
+) -> None:
     heading = ""
-    for index, cell in enumerate(client.nb.cells):
+    number = 0
+    for index, cell in enumerate(notebook.cells):
         if cell.cell_type == "markdown":
             headings = [line for line in cell.source.splitlines() if line.startswith("#")]
             heading = headings[-1].lstrip("#").strip() if headings else heading
         if not is_runnable(cell):
             continue
-        number = result.cells_run + 1
+        number += 1
         on_cell(number, result.cells, heading)
         try:
-            client.execute_cell(cell, index, execution_count=number)
+            await client.async_execute_cell(cell, index, execution_count=number)
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+            _raise_if_cancelled()
             result.failed_cell, result.error = number, _sentence(error, client, cell)
             return
         result.cells_run = number
+
+
+def _raise_if_cancelled() -> None:
+    """Go on with Ctrl-C: nbclient turns the cancelled wait for a cell into a dead kernel."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+async def _shut_down(manager: AsyncKernelManager, client: NotebookClient, now: bool) -> None:
+    """End the kernel: politely after the last cell, at once after an error."""
+    if client.kc is not None:
+        client.kc.stop_channels()
+    if manager.has_kernel:
+        await manager.shutdown_kernel(now=now)
+    await ensure_async(manager.cleanup_resources())
 
 
 def _sentence(error: Exception, client: NotebookClient, cell: NotebookNode) -> str:
