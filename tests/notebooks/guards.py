@@ -232,8 +232,9 @@ def _answers_03(notebook: NotebookNode) -> Iterator[str]:
         yield f"the open day is on another date: {answers[0]}"
     if not answers[1]["sources"].startswith("incident-2026-006.pdf, p. 1"):
         yield f"the source is another one: {answers[1]}"
-    if answers[-1]["sources"] != "none" and answers[-1]["held by the source"] == "yes":
-        yield f"a question on another subject was answered, and nothing warns: {answers[-1]}"
+    *others, opera = (float(answer["best logit"]) for answer in answers)
+    if opera >= min(others):
+        yield f"a question on another subject has a passage as good as others': {answers[-1]}"
     if rows(notebook, "filter")[1]["kind"] != "report":
         yield "the filter let something else pass"
     right, _, wrong = (float(row["share"].split()[0]) for row in rows(notebook, "refused"))
