@@ -137,7 +137,7 @@ store = AdapterStore(Path(sys.argv[1]))
 adapter = create(store, content=b"0" * 100_000)
 print(adapter.id, flush=True)
 while True:
-    adapter = step(store, adapter, b"%d" % len(adapter.history) * 50_000)
+    adapter = step(store, adapter, bytes([len(adapter.history) % 256]) * 50_000)
 """
 
 
