@@ -24,7 +24,8 @@ LONG ?=
 
 BIN := $(VENV)/bin
 CODE := utils tests tools benchmarks
-PYTEST = $(BIN)/python -m pytest --durations=15 $(if $(LONG),,-m "not long")
+MARKED = -m "$(1)$(if $(LONG),, and not long)"
+PYTEST = $(BIN)/python -m pytest --durations=15
 COOKBOOK := $(BIN)/nim-cookbook
 NEED_PYTHON = command -v $(PYTHON) >/dev/null || { echo "Error: $(PYTHON) was not found: install Python 3.11, 3.12 or 3.13, or name it with \`make PYTHON=/path/to/python ...\`." >&2; exit 2; }
 BOOTSTRAP = @$(NEED_PYTHON); $(PYTHON) tools/bootstrap.py --venv $(VENV)
@@ -54,10 +55,11 @@ test-all: setup-dev ## The long run: kills, trainings, every notebook alone, eve
 
 # A few wait while others compute: three processes for two cores.
 test-code: setup-dev ## Unit tests, and contract tests with the vendors' own clients
-	$(PYTEST) tests/unit tests/contract -n 3 --dist loadgroup $(PYTEST_ARGS) $(NONE)
+	$(PYTEST) tests/unit tests/contract -n 3 --dist loadgroup $(call MARKED,not alone) $(PYTEST_ARGS) $(NONE)
 
 test-recipes: setup-dev ## Each recipe, executed with nbmake
-	$(PYTEST) tests/notebooks -n 2 --dist loadgroup $(PYTEST_ARGS) $(NONE)
+	$(PYTEST) tests/notebooks -n 2 --dist loadgroup $(call MARKED,not alone) $(PYTEST_ARGS) $(NONE)
+	$(PYTEST) tests/notebooks $(call MARKED,alone) $(PYTEST_ARGS) $(NONE)
 
 lint: setup-dev ## Check style and types (the rules for notebooks are tests)
 	$(BIN)/ruff check $(CODE) notebooks
@@ -66,7 +68,7 @@ lint: setup-dev ## Check style and types (the rules for notebooks are tests)
 
 coverage: setup-dev ## Which lines of utils/ the unit and contract tests execute
 	$(BIN)/coverage erase
-	$(PYTEST) tests/unit tests/contract -n 3 --dist loadgroup --cov --cov-report= $(PYTEST_ARGS)
+	$(PYTEST) tests/unit tests/contract -n 3 --dist loadgroup $(call MARKED,not alone) --cov --cov-report= $(PYTEST_ARGS)
 	$(BIN)/coverage combine --append --quiet || true # the servers write theirs after pytest has ended
 	$(BIN)/coverage report
 

@@ -29,8 +29,20 @@ LONGEST_FIRST = [
 TIMEOUT = 900  # seconds for a cell
 
 
+# Recipes that load the services: beside another recipe their requests would time out.
+ALONE = ("07",)
+
+
 @pytest.mark.timeout(3 * TIMEOUT)  # for whole recipes on a busy machine
-@pytest.mark.parametrize("path", LONGEST_FIRST, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(
+            path, id=path.stem, marks=[pytest.mark.alone] if path.stem[:2] in ALONE else []
+        )
+        for path in LONGEST_FIRST
+    ],
+)
 def test_recipe(path: Path, servers: Servers):
     result = NotebookRun(path, default_timeout=TIMEOUT).execute()
     assert result.error is None, f"{result.error.summary}\n{result.error.trace}"
