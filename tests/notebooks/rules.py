@@ -23,7 +23,13 @@ from nim_cookbook.models import ROLES, load_registry
 Rule = Callable[[NotebookNode, Recipe], list[str]]
 
 MOST_LINES = 15
-HEADER_LINES = ("level", "minutes", "packages", "measures")
+MOST_CODE_CELLS = 20
+MOST_WORDS = 1200
+HEADER_LINES = ("level", "minutes", "packages")
+OURS = ("nim_cookbook", "rag_service", "capacity")
+COPYABLE = ("01", "02", "05", "11")  # these have a complete cell to paste into another project
+# Their subject is a part of this project: the adapter's conversion, the queue, the plan, the chart.
+ABOUT_OURS = ("12", "13", "14")
 BADGE = re.compile(
     r"\[!\[[^\]]+\]\(https://colab\.research\.google\.com/assets/colab-badge\.svg\)\]"
     r"\(https://colab\.research\.google\.com/github/[\w.-]+/[\w.-]+/blob/[\w./-]+/notebooks/([\w.-]+)\)"
@@ -131,6 +137,89 @@ def no_star_import(notebook: NotebookNode, recipe: Recipe) -> list[str]:
     ]
 
 
+def few_cells(notebook: NotebookNode, recipe: Recipe) -> list[str]:
+    cells = sum(1 for _ in code_cells(notebook))
+    return [] if cells <= MOST_CODE_CELLS else [f"{cells} code cells, {MOST_CODE_CELLS} may be"]
+
+
+def few_words(notebook: NotebookNode, recipe: Recipe) -> list[str]:
+    words = len(prose(notebook).split())
+    return [] if words <= MOST_WORDS else [f"{words} words of prose, {MOST_WORDS} may be"]
+
+
+def lesson_first(notebook: NotebookNode, recipe: Recipe) -> list[str]:
+    text = " ".join(HEADING_1.sub("", notebook.cells[0].source).replace("`", "").split())
+    if text.startswith(recipe.lesson.replace("`", "")):
+        return []
+    return ["the first sentence below the title is not the lesson of recipes.toml"]
+
+
+def helpers_are_few(notebook: NotebookNode, recipe: Recipe) -> list[str]:
+    """At most a third of the code cells use a name of this project's packages."""
+    if recipe.number in ABOUT_OURS:
+        return []
+    touching, all_cells = helper_cells(notebook)
+    if 3 * len(touching) <= all_cells:
+        return []
+    return [f"{len(touching)} of {all_cells} code cells use our helpers: {touching}"]
+
+
+def helper_cells(notebook: NotebookNode) -> tuple[list[int], int]:
+    """The code cells that use our packages, the connection left out, and how many there are."""
+    ours: set[str] = set()
+    touching = []
+    for number, tree in trees(notebook):
+        imported = [
+            (node.module or "", alias.asname or alias.name)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        ]
+        ours |= {name for module, name in imported if module.split(".")[0] in OURS}
+        ours -= {"endpoints"}
+        used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        if used & ours:
+            touching.append(number)
+    return touching, sum(1 for _ in code_cells(notebook))
+
+
+def copyable_cell(notebook: NotebookNode, recipe: Recipe) -> list[str]:
+    """One cell is complete without this project: its ids are the registry's, its key NVIDIA's."""
+    found = tagged(notebook, "copy")
+    if recipe.number not in COPYABLE:
+        return [f"cell {number} has the tag `copy`" for number in found]
+    if len(found) != 1:
+        return ["one cell must have the tag `copy`"]
+    tree = dict(trees(notebook))[found[0]]
+    texts = {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    defaults = {load_registry().default(role).id for role in ROLES}
+    problems = [
+        f"the copyable cell has the id {text!r}, which is no default of the registry"
+        for text in sorted(texts)
+        if _looks_like_id(text) and text not in defaults
+    ]
+    if not texts & defaults:
+        problems.append("the copyable cell spells no model id")
+    if not any("NVIDIA_API_KEY" in text for text in texts):
+        problems.append("the copyable cell does not name NVIDIA_API_KEY")
+    roots = {
+        name.split(".")[0]
+        for node in ast.walk(tree)
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    return problems + [f"the copyable cell imports {name}" for name in sorted(roots & {*OURS})]
+
+
 def short_cells(notebook: NotebookNode, recipe: Recipe) -> list[str]:
     lengths = [(number, _lines_of_code(cell.source)) for number, cell in code_cells(notebook)]
     return [
@@ -189,11 +278,13 @@ def _is_mode(node: ast.expr) -> bool:
 
 
 def no_model_ids(notebook: NotebookNode, recipe: Recipe) -> list[str]:
-    """Ids of the catalogue are spelt in models.toml and in prose only."""
+    """Ids of the catalogue are spelt in models.toml, in prose, and in the copyable cell."""
     known = {model.id for role in ROLES for model in load_registry().models(role)}
+    copyable = tagged(notebook, "copy")
     return [
         f"cell {number} spells the model id {node.value!r}: take it from the endpoints"
         for number, tree in trees(notebook)
+        if number not in copyable
         for node in ast.walk(tree)
         if isinstance(node, ast.Constant)
         and isinstance(node.value, str)
@@ -315,6 +406,11 @@ RULES: tuple[Rule, ...] = (
     header_block,
     colab_badge,
     code_parses,
+    few_cells,
+    few_words,
+    lesson_first,
+    helpers_are_few,
+    copyable_cell,
     no_star_import,
     short_cells,
     setup_cell,

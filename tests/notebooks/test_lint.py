@@ -35,7 +35,8 @@ def test_entry(recipe: Recipe) -> None:
     assert recipe.level in {"beginner", "intermediate", "advanced"}
     assert 0 < recipe.minutes <= 60
     assert recipe.packages
-    assert recipe.measures
+    assert recipe.lesson.endswith(".")
+    assert recipe.floor
     assert set(recipe.endpoints) <= {"chat", "embedding", "reranking"}
 
 

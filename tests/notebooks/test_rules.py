@@ -23,7 +23,7 @@ RECIPE = Recipe(
     minutes=5,
     packages=("openai",),
     endpoints=("chat",),
-    measures=("nothing",),
+    lesson="A lesson.",
 )
 HEAD = """# 07 An example
 

@@ -18,7 +18,7 @@ from typing import Any
 import nbformat
 import psutil
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from rich.console import Console
 
 from cookbook_cli import doctor, stored
@@ -26,14 +26,18 @@ from cookbook_cli import recipes as index
 from cookbook_cli import run as run_module
 from cookbook_cli.__main__ import main
 from cookbook_cli.fetch import of_set
+from cookbook_cli.floors import missed
 from cookbook_cli.serve import export_lines
 from local_endpoints.options import ServeOptions
 from nim_cookbook.errors import ConfigurationError, DataError, EndpointUnreachable
 from nim_cookbook.local import LocalServer
+from nim_cookbook.models import load_registry
+from nim_cookbook.wording import MEASURE_MIME
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "cookbook_cli"]
 WEIGHTS = {"chat": "a tiny model", "embedding": "another", "reranking": "a third"}
+MEASURE = {"name": "right answers", "value": 0.5, "unit": "of 1", "weights": "a tiny model"}
 MEASURED = """from IPython.display import display
 measure = {"name": "right answers", "value": 0.5, "unit": "of 1", "weights": "a tiny model"}
 bundle = {"application/vnd.nim-cookbook.measure+json": measure, "text/plain": "0.5"}
@@ -56,7 +60,7 @@ def entry(number: str, file: str, title: str) -> str:
     return (
         f'[[recipe]]\nnumber = "{number}"\nfile = "{file}"\ntitle = "{title}"\n'
         'level = "beginner"\nminutes = 1\npackages = ["openai"]\nendpoints = ["chat"]\n'
-        'measures = ["something"]\n'
+        'lesson = "Something."\n'
     )
 
 
@@ -117,10 +121,10 @@ def run(**options: Any) -> tuple[int, str]:
 def test_run_tells_everything(folder, connection, tmp_path):
     record = tmp_path / "records" / "run.json"
     output = tmp_path / "executed"
-    code, text = run(notebooks=folder, output=output, json_file=record, timeout=60)
+    code, text = run(notebooks=folder, output=output, json_file=record, details=True, timeout=60)
     assert code == 1
     assert connection.closed
-    assert "right answers: 0.5 of 1" in text
+    assert "00 right answers: 0.5 of 1" in text
     lines = [line.strip() for line in text.splitlines()]
     assert "Answered by: chat: a tiny model" in lines, "the weights, of the roles that were asked"
     assert "Recipe 01 failed in cell 2 of 3: ZeroDivisionError: division by zero" in text
@@ -144,8 +148,94 @@ def test_run_tells_everything(folder, connection, tmp_path):
 def test_run_one_recipe(folder, connection, tmp_path):
     code, text = run(wanted=("0",), notebooks=folder, output=tmp_path / "out")
     assert code == 0
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["00_good.ipynb"]
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == ["00_good.ipynb", "run.json"]
     assert "00 Good: passed" in text
+
+
+FLOORS = {
+    'measure = "right answers"\nmin = 0.4': "",
+    'measure = "right answers"\nmin = 0.6': "right answers is 0.5, the least is 0.6",
+    'measure = "right answers"\nmax = 0.4': "right answers is 0.5, the most is 0.4",
+    'measure = "right answers"\nequals = 1': "right answers is 0.5, it should be 1",
+    'measure = "wrong answers"\nmax = 0': "'wrong answers' was not measured",
+    'cell = "first"\nmatches = "^1$"': "",
+    'cell = "first"\nmatches = "2"': "the cell 'first' does not show '2': '1'",
+    'cell = "first"\nlacks = "1"': "the cell 'first' shows '1': '1'",
+    'cell = "second"\nlacks = "1"': "no cell has the tag 'second'",
+}
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_floors(floor, executed_good):
+    recipe, notebook = executed_good(floor)
+    assert missed(recipe.floor, notebook) == ([FLOORS[floor]] if FLOORS[floor] else [])
+
+
+@pytest.fixture
+def executed_good(folder):
+    """A function: a floor in TOML gives recipe 00 with it, and the notebook as executed."""
+    notebook = new_notebook(
+        cells=[
+            new_code_cell(
+                metadata={"tags": ["first"]},
+                outputs=[new_output("execute_result", data={"text/plain": "1"})],
+            ),
+            new_code_cell(
+                outputs=[new_output("display_data", data={MEASURE_MIME: MEASURE, "text/plain": ""})]
+            ),
+        ]
+    )
+
+    def made(floor: str) -> tuple[index.Recipe, nbformat.NotebookNode]:
+        text = entry("00", "00_good.ipynb", "Good") + f"[[recipe.floor]]\n{floor}\n"
+        (folder / "recipes.toml").write_text(text, encoding="utf-8")
+        return index.load(folder)[0], notebook
+
+    return made
+
+
+@pytest.mark.parametrize(
+    "floor", ["min = 1", 'measure = "x"', 'cell = "x"\nmin = 1', 'measure = "x"\nmatches = "y"']
+)
+def test_a_floor_that_asks_nothing_is_refused(floor, executed_good):
+    with pytest.raises(DataError, match="a floor has"):
+        executed_good(floor)
+
+
+def test_a_run_below_the_floor_fails(folder, connection, tmp_path):
+    text = entry("00", "00_good.ipynb", "Good")
+    floor = '[[recipe.floor]]\nmeasure = "right answers"\nmin = 0.6\n'
+    (folder / "recipes.toml").write_text(text + floor, encoding="utf-8")
+    code, text = run(notebooks=folder, output=tmp_path / "out")
+    assert code == 1
+    assert "Recipe 00 missed its floor: right answers is 0.5, the least is 0.6" in text
+    small = load_registry().weights_for("chat", "small").description
+    connection.weights["chat"] = f"{small} (local stand-in)"
+    assert run(notebooks=folder, output=tmp_path / "out")[0] == 0
+
+
+def test_recipes_run_side_by_side_and_those_that_measure_time_alone(folder, connection, tmp_path):
+    """Two wait for each other's file; the third looks whether anybody else is running."""
+    meet = (
+        "import pathlib, time\nhere = pathlib.Path({place!r})\n(here / '{name}').touch()\n"
+        "end = time.monotonic() + 60\n"
+        "while not (here / '{other}').exists():\n"
+        "    assert time.monotonic() < end\n    time.sleep(0.05)\n"
+    )
+    away = "\ntime.sleep(1)\n(here / '{name} left').touch()"
+    place = str(tmp_path)
+    texts = []
+    for number, name, other in (("00", "a", "b"), ("02", "b", "a")):
+        code = meet.format(place=place, name=name, other=other) + away.format(name=name)
+        nbformat.write(new_notebook(cells=[new_code_cell(code)]), folder / f"{number}.ipynb")
+        texts.append(entry(number, f"{number}.ipynb", name))
+    alone = f"import pathlib\nassert len(list(pathlib.Path({place!r}).glob('* left'))) == 2"
+    nbformat.write(new_notebook(cells=[new_code_cell(alone)]), folder / "01.ipynb")
+    texts.insert(1, entry("01", "01.ipynb", "alone") + "alone = true\n")
+    (folder / "recipes.toml").write_text("".join(texts), encoding="utf-8")
+    code, text = run(notebooks=folder, output=tmp_path / "out")
+    assert code == 0, text
 
 
 def test_store_writes_clean_outputs_of_what_passed(folder, connection, tmp_path):

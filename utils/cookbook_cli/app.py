@@ -129,15 +129,22 @@ def run(
         "executed"
     ),
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write a dated record of the run to this file.")
+        Path | None,
+        typer.Option(
+            "--json", help="File for the dated record of the run. [default: run.json in --output]"
+        ),
     ] = None,
+    details: Annotated[
+        bool, typer.Option("--details", help="Also print what the recipes measured.")
+    ] = False,
     store: Annotated[
         bool, typer.Option("--store", help="Also store cleaned outputs in the notebooks.")
     ] = False,
     notebooks: Notebooks = None,
     timeout: Annotated[int, typer.Option(min=1, help="Seconds that one cell may take.")] = 600,
+    jobs: Annotated[int, typer.Option(min=1, help="Recipes that run side by side.")] = 2,
 ) -> int:
-    """Execute recipes from the first cell to the last, and show what they measured.
+    """Execute recipes from the first cell to the last, and check what they measured.
 
     Examples:
 
@@ -158,6 +165,8 @@ def run(
         mode=endpoints,
         output=output,
         json_file=json_file,
+        details=details,
+        jobs=jobs,
         store=store,
         notebooks=notebooks,
         timeout=timeout,

@@ -64,7 +64,7 @@ def is_runnable(cell: NotebookNode) -> bool:
     return cell.cell_type == "code" and bool(cell.source.strip())
 
 
-def execute(
+async def execute(
     recipe: Recipe,
     notebook: NotebookNode,
     folder: Path,
@@ -83,8 +83,8 @@ def execute(
         on_cell: Told of every cell before it runs.
 
     Raises:
-        KeyboardInterrupt: The user stopped it; the kernel is gone and the partly executed notebook
-            is written by then.
+        CancelledError: The user stopped it; the kernel is gone and the partly executed notebook is
+            written by then.
     """
     result = RecipeResult(recipe, cells=sum(map(is_runnable, notebook.cells)), executed=target)
     for cell in notebook.cells:
@@ -92,7 +92,7 @@ def execute(
             cell.outputs, cell.execution_count = [], None
     started = time.monotonic()
     try:
-        asyncio.run(_run_cells(notebook, folder, timeout, on_cell, result))
+        await _run_cells(notebook, folder, timeout, on_cell, result)
     finally:
         result.seconds = time.monotonic() - started
         result.measures = measures(notebook)

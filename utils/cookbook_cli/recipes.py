@@ -14,6 +14,34 @@ INDEX = "recipes.toml"
 
 
 @dataclass(frozen=True, slots=True)
+class Floor:
+    """What must hold when a recipe was executed; `cookbook_cli.floors` checks it.
+
+    About a measure, with `min`, `max` or `equals`; or about a cell, with `matches` or `lacks`.
+    """
+
+    measure: str = ""  # the measure's name
+    cell: str = ""  # the cell's tag
+    min: int | float | None = None  # the least that the measure may be
+    max: int | float | None = None  # the most
+    equals: int | float | str | None = None  # what it must be
+    matches: str = ""  # a regular expression that the cell's text must match somewhere
+    lacks: str = ""  # one that it must not match
+
+    def __post_init__(self) -> None:
+        """Refuse a floor that asks nothing, or of two things."""
+        limits = (self.min, self.max, self.equals) != (None, None, None)
+        words = bool(self.matches or self.lacks)
+        if bool(self.measure) == bool(self.cell) or (limits, words) != (
+            bool(self.measure),
+            bool(self.cell),
+        ):
+            raise ValueError(
+                "a floor has a measure with min, max or equals, or a cell with matches or lacks"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """One entry of `recipes.toml`."""
 
@@ -24,7 +52,10 @@ class Recipe:
     minutes: int  # reading and running, for somebody new to it
     packages: tuple[str, ...]  # what it teaches, by distribution name
     endpoints: tuple[str, ...]  # the roles that it calls
-    measures: tuple[str, ...]  # what it measures, in words
+    lesson: str  # what it teaches, in one sentence
+    seconds: int = 0  # executing it on two cores, as measured; 0 where nobody did
+    alone: bool = False  # whether it measures time or load, so that nothing may run beside it
+    floor: tuple[Floor, ...] = ()  # what must hold when it was executed
 
 
 def find_notebooks(given: Path | None = None) -> Path:

@@ -56,18 +56,21 @@ class RecipeResult:
     executed: Path | None = None  # where the executed notebook was written
     failed_cell: int | None = None  # its number among the code cells, from 1; None when all ran
     error: str = ""  # the failing cell's error in one sentence
+    missed: list[str] = field(default_factory=list)  # floors that it missed, in sentences
     measures: list[Measure] = field(default_factory=list)  # what the recipe reported
 
     @property
     def passed(self) -> bool:
-        """Whether every cell ran."""
-        return not self.error
+        """Whether every cell ran and every floor was kept."""
+        return not self.error and not self.missed
 
     @property
     def said(self) -> str:
         """How it ended."""
         where = f" in cell {self.failed_cell}" if self.failed_cell else ""
-        return "passed" if self.passed else f"failed{where}"
+        if self.error:
+            return f"failed{where}"
+        return "missed its floor" if self.missed else "passed"
 
 
 def measures(notebook: NotebookNode) -> list[Measure]:
@@ -82,22 +85,28 @@ def measures(notebook: NotebookNode) -> list[Measure]:
 
 
 def table(results: Sequence[RecipeResult], caption: str) -> Table:
-    """Return the table that closes a run."""
+    """Return the table that closes a run: a line a recipe."""
     shown = Table(title="Recipes", caption=caption, caption_justify="left", expand=False)
     shown.add_column("Recipe")
     shown.add_column("Cells", justify="right", no_wrap=True)
     shown.add_column("Seconds", justify="right", no_wrap=True)
-    shown.add_column("What was measured")
     shown.add_column("Result", no_wrap=True)
     for result in results:
         shown.add_row(
             f"{result.recipe.number} {result.recipe.title}",
             f"{result.cells_run}/{result.cells}",
             f"{result.seconds:.1f}",
-            Text("\n".join(map(str, result.measures)) or "-"),
             Text(result.said, style="green" if result.passed else "red"),
         )
     return shown
+
+
+def details(results: Sequence[RecipeResult]) -> str:
+    """Return what the recipes measured, a line a measure."""
+    lines = [
+        f"{result.recipe.number} {measure}" for result in results for measure in result.measures
+    ]
+    return "\n".join(lines)
 
 
 def report(
@@ -121,6 +130,7 @@ def report(
                 "seconds": round(result.seconds, 2),
                 "failed_cell": result.failed_cell,
                 "error": result.error,
+                "missed": result.missed,
                 "measures": [asdict(measure) for measure in result.measures],
             }
             for result in results

@@ -1,21 +1,30 @@
-"""`nim-cookbook run`: execute recipes one after another, report, and store outputs when asked."""
+"""`nim-cookbook run`: execute recipes side by side, report, and store outputs when asked."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from nbformat import NotebookNode
 from rich.console import Console
 
 from cookbook_cli import recipes as index
 from cookbook_cli import results, stored
 from cookbook_cli.connection import Mode, caption, connected, port_base, shown
 from cookbook_cli.execute import as_text, execute, is_runnable, read_notebook
+from cookbook_cli.floors import missed
 from cookbook_cli.progress import RunProgress
+from cookbook_cli.recipes import Recipe
 from cookbook_cli.results import RecipeResult
 from nim_cookbook.errors import ConfigurationError
+from nim_cookbook.models import load_registry
+
+#: Recipes at the same time: their kernels start and think while the models serve another.
+JOBS = 2
+RECORD = "run.json"
 
 
 def run(
@@ -25,11 +34,13 @@ def run(
     mode: Mode | None = None,
     output: Path = Path("executed"),
     json_file: Path | None = None,
+    details: bool = False,
     store: bool = False,
     notebooks: Path | None = None,
     timeout: int = 600,
+    jobs: int = JOBS,
 ) -> int:
-    """Execute the recipes.
+    """Execute the recipes; those that measure time or load run last, one by one.
 
     Returns:
         0 when all of them passed, else 1.
@@ -41,7 +52,6 @@ def run(
     chosen = index.select(index.load(folder), wanted)
     loaded = [(recipe, read_notebook(index.notebook_path(folder, recipe))) for recipe in chosen]
     output = _writable_folder(output, folder)
-    done = []
     with connected(mode) as connection:
         weights = {str(role): what for role, what in connection.weights.items()}
         if store and connection.mode != "local":
@@ -49,25 +59,58 @@ def run(
                 "Stored outputs come from the local endpoints, so that anybody can make them "
                 "again: run --store without --endpoints hosted or self-hosted."
             )
-        with RunProgress(console) as progress:
-            for recipe, notebook in loaded:
-                cells = sum(map(is_runnable, notebook.cells))
-                progress.begin(f"{recipe.number} {recipe.title}", cells)
-                target = output / recipe.file
-                ran = execute(recipe, notebook, folder, target, timeout, progress.cell)
-                progress.end(ran.cells_run, f"{ran.said} after {ran.seconds:.1f} s")
-                done.append(ran)
+        with RunProgress(console, {r.number: r.seconds for r in chosen}, jobs) as progress:
+            done = asyncio.run(_all(loaded, folder, output, timeout, jobs, progress))
         base = port_base(connection)
         answering = connection.mode
+    if not _is_small(weights):  # floors are for models whose answers are worth reading
+        for result in done:
+            if result.executed is not None and not result.error:
+                result.missed = missed(result.recipe.floor, read_notebook(result.executed))
     _show(done, weights, output, console)
-    if json_file is not None:
-        record = results.report(done, answering, weights)
-        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-        results.write_atomically(json_file, text)
-        console.print(f"The record of this run: {shown(json_file)}", soft_wrap=True)
+    if details:
+        console.print(results.details(done), markup=False, highlight=False)
+    record = json.dumps(results.report(done, answering, weights), indent=2, ensure_ascii=False)
+    json_file = json_file or output / RECORD
+    results.write_atomically(json_file, record + "\n")
+    console.print(f"What was measured: {shown(json_file)}", soft_wrap=True, highlight=False)
     if store:
         _store(done, folder, weights, base, console)
     return 0 if all(result.passed for result in done) else 1
+
+
+async def _all(
+    loaded: Sequence[tuple[Recipe, NotebookNode]],
+    folder: Path,
+    output: Path,
+    timeout: int,
+    jobs: int,
+    progress: RunProgress,
+) -> list[RecipeResult]:
+    """Execute the recipes; return how they went, in their order."""
+    free = asyncio.Semaphore(jobs)
+
+    async def one(recipe: Recipe, notebook: NotebookNode) -> RecipeResult:
+        async with free:
+            on_cell = progress.begin(recipe, sum(map(is_runnable, notebook.cells)))
+            target = output / recipe.file
+            result = await execute(recipe, notebook, folder, target, timeout, on_cell)
+            progress.end(result)
+            return result
+
+    done: dict[str, RecipeResult] = {}
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one(r, notebook)) for r, notebook in loaded if not r.alone]
+    done = {task.result().recipe.number: task.result() for task in tasks}
+    for recipe, notebook in loaded:
+        if recipe.alone:
+            done[recipe.number] = await one(recipe, notebook)
+    return [done[recipe.number] for recipe, _ in loaded]
+
+
+def _is_small(weights: Mapping[str, str]) -> bool:
+    small = load_registry().weights_for("chat", "small").description
+    return weights.get("chat", "").startswith(small)
 
 
 def _show(
@@ -81,8 +124,9 @@ def _show(
             continue
         of = f" of {result.cells}" if result.failed_cell else ""
         console.print(
-            f"Recipe {result.recipe.number} {result.said}{of}: {result.error}\n"
-            f"  The partly executed notebook: {shown(result.executed)}",
+            f"Recipe {result.recipe.number} {result.said}{of}: "
+            f"{result.error or '; '.join(result.missed)}\n"
+            f"  The executed notebook: {shown(result.executed)}",
             style="red",
             markup=False,
             highlight=False,

@@ -189,7 +189,7 @@ def diff_pipelines(
 
 
 def measured(name: str, value: float | str, unit: str = "", weights: str = "") -> None:
-    """Show a measured value, and leave it in the notebook for `nim-cookbook run` to collect.
+    """Leave a measured value in the notebook, unseen, for `nim-cookbook run` to collect.
 
     Args:
         name: What was measured.
@@ -199,11 +199,8 @@ def measured(name: str, value: float | str, unit: str = "", weights: str = "") -
     """
     from IPython.display import display  # only notebooks have it
 
-    shown = f"{value:.3g}" if isinstance(value, float) else str(value)
-    about = f" ({weights})" if weights else ""
-    line = f"Measured: {name}: {shown}{' ' if unit else ''}{unit}{about}"
     record = {"name": name, "value": value, "unit": unit, "weights": weights}
-    display({"text/plain": line, MEASURE_MIME: record}, raw=True)  # type: ignore[no-untyped-call]
+    display({"text/plain": "", MEASURE_MIME: record}, raw=True)  # type: ignore[no-untyped-call]
 
 
 def progress(what: str) -> Callable[[int, int], None]:

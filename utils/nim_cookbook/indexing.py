@@ -17,10 +17,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
+from filelock import FileLock
 from haystack import Document, Pipeline, component
 from haystack.components.converters import (
     HTMLToDocument,
@@ -32,9 +34,13 @@ from haystack.components.joiners import DocumentJoiner
 from haystack.components.preprocessors import DocumentCleaner, DocumentSplitter
 from haystack.components.routers import FileTypeRouter
 from haystack.document_stores.types import DocumentStore, DuplicatePolicy
+from haystack.utils import Secret
+from haystack_integrations.components.embedders.nvidia import NvidiaDocumentEmbedder
 from pypdf import PdfReader
 
-from nim_cookbook.corpus import CompanyFile, replaced
+from nim_cookbook import local
+from nim_cookbook.corpus import CompanyFile, company_files, replaced
+from nim_cookbook.endpoints import Endpoint
 from nim_cookbook.errors import DataError
 
 Status = Literal["added", "changed", "unchanged", "removed", "skipped"]
@@ -253,6 +259,39 @@ def company_passages(
     """
     pipeline = preparation(split_length, split_overlap)
     return [p for file in source_files(files) for p in prepare(file, pipeline).passages]
+
+
+def embedded_company(embedding: Endpoint) -> list[Document]:
+    """Return the company's documents in force as chunks with vectors, ready for any store.
+
+    They are kept in the cache folder, under a name made of the files' bytes, the settings and the
+    weights that embed, so that recipes which only search them do not embed them again.
+
+    Args:
+        embedding: The embedding endpoint.
+
+    Raises:
+        ConfigurationError: The cache folder cannot be written.
+    """
+    files = source_files(in_force(company_files())[0])
+    pipeline = preparation()
+    settings = _digest(pipeline.dumps(), embedding.weights, version("haystack-ai"))
+    name = _digest(*(fingerprint(file, settings) for file in files))
+    kept = local.cache_dir() / "company" / f"{name}.json"
+    with FileLock(local.made(kept.parent) / "lock"):  # recipes run side by side
+        if not kept.is_file():
+            chunks = [p for file in files for p in prepare(file, pipeline).passages]
+            embedder = NvidiaDocumentEmbedder(
+                model=embedding.model,
+                api_url=embedding.url,
+                api_key=Secret.from_env_var(embedding.key_variable),
+                progress_bar=False,
+            )
+            embedded: Any = embedder.run(chunks)["documents"]
+            part = kept.with_suffix(".part")
+            part.write_text(json.dumps([d.to_dict(flatten=False) for d in embedded]), "utf-8")
+            part.replace(kept)
+        return [Document.from_dict(record) for record in json.loads(kept.read_text("utf-8"))]
 
 
 def update(

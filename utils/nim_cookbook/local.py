@@ -87,10 +87,15 @@ def cache_dir() -> Path:
     """
     chosen = os.environ.get("COOKBOOK_CACHE_DIR", "").strip()
     folder = Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("nim-cookbook")
-    return _made(folder.absolute())
+    return made(folder.absolute())
 
 
-def _made(folder: Path, mode: int = 0o777) -> Path:
+def made(folder: Path, mode: int = 0o777) -> Path:
+    """Make a folder of the cache; return it.
+
+    Raises:
+        ConfigurationError: It cannot be made.
+    """
     try:
         folder.mkdir(mode, parents=True, exist_ok=True)
     except OSError as error:
@@ -107,7 +112,7 @@ def run_dir() -> Path:
     Raises:
         ConfigurationError: The folder cannot be written.
     """
-    folder = _made(cache_dir() / "run", 0o700)
+    folder = made(cache_dir() / "run", 0o700)
     if not os.access(folder, os.W_OK):
         raise ConfigurationError(
             f"The folder {folder} cannot be written: set COOKBOOK_CACHE_DIR to a folder that you "
