@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import dataclasses
 import json
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from cookbook_cli import stored
 from cookbook_cli.recipes import Recipe
+from nim_cookbook.models import load_registry
 from tests.notebooks import rules
 
 RECIPE = Recipe(
@@ -27,12 +29,11 @@ RECIPE = Recipe(
 )
 HEAD = """# 07 An example
 
-At the end you have an example.
+A lesson. And more about it.
 
 **Level**: beginner
 **Minutes**: 5
 **Packages**: openai
-**Measures**: nothing
 
 [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/someone/cookbook/blob/main/notebooks/07_example.ipynb)
 """
@@ -90,6 +91,14 @@ def replaced(index: int, old: str, new: str) -> Break:
     return change
 
 
+def everywhere(code: str) -> Break:
+    def change(notebook: NotebookNode) -> None:
+        for cell in notebook.cells:
+            cell.source = code if cell.cell_type == "code" else cell.source
+
+    return change
+
+
 def output(made: NotebookNode) -> Break:
     return lambda notebook: notebook.cells[3].outputs.append(made)
 
@@ -116,10 +125,14 @@ BAD: list[tuple[rules.Rule, Break]] = [
     (rules.one_h1, replaced(0, "# 07 An example", "Hello")),
     (rules.one_h1, replaced(0, "# 07 An example", "# 07 Something else")),
     (rules.header_block, replaced(0, "**Level**: beginner", "")),
-    (rules.header_block, replaced(0, "**Measures**", "**Weighs**")),
     (rules.colab_badge, replaced(0, "colab-badge.svg", "badge.svg")),
     (rules.colab_badge, replaced(0, "07_example.ipynb)", "06_example.ipynb)")),
     (rules.code_parses, source(3, "answer = = 1")),
+    (rules.few_cells, lambda n: n.cells.extend(new_code_cell("1") for _ in range(18))),
+    (rules.few_words, source(2, "word " * 1201)),
+    (rules.lesson_first, replaced(0, "A lesson.", "Another lesson.")),
+    (rules.helpers_are_few, everywhere("from capacity import plan\nplan.a")),
+    (rules.copyable_cell, cell_metadata(3, tags=["copy"])),
     (rules.no_star_import, source(3, "from os.path import *")),
     (rules.short_cells, source(3, "a = 1\n" * 16)),
     (rules.setup_cell, cell_metadata(1, tags=[])),
@@ -197,6 +210,35 @@ def test_prose_may_name_models_and_fake_keys() -> None:
     source(2, "`meta/llama-3.1-8b-instruct` and nvapi-fake-key-for-tests")(notebook)
     assert rules.no_model_ids(notebook, RECIPE) == []
     assert rules.no_keys(notebook, RECIPE) == []
+
+
+COPY = """import os
+from openai import OpenAI
+client = OpenAI(api_key=os.environ["NVIDIA_API_KEY"])
+client.embeddings.create(model={model!r}, input="a")"""
+
+
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [
+        (COPY, ""),
+        (COPY.replace("NVIDIA_API_KEY", "KEY"), "NVIDIA_API_KEY"),
+        (COPY.replace("{model!r}", "'nvidia/another-model'"), "no default of the registry"),
+        (COPY + "\nfrom nim_cookbook import data", "imports nim_cookbook"),
+    ],
+)
+def test_the_copyable_cell(code: str, problem: str) -> None:
+    notebook = good()
+    notebook.cells[3].source = code.replace(
+        "{model!r}", repr(load_registry().default("embedding").id)
+    )
+    cell_metadata(3, tags=["copy"])(notebook)
+    recipe = dataclasses.replace(RECIPE, number="01")
+    problems = rules.copyable_cell(notebook, recipe)
+    assert problem in " ".join(problems) if problem else problems == []
+    assert rules.no_model_ids(notebook, recipe) == []
+    notebook.cells[3].metadata.tags = []
+    assert rules.copyable_cell(notebook, recipe) == ["one cell must have the tag `copy`"]
 
 
 def test_changed_prose_does_not_make_outputs_stale() -> None:

@@ -14,7 +14,8 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from tests.notebooks.guards import check
+from cookbook_cli import recipes as index
+from cookbook_cli.floors import missed
 from tests.notebooks.sabotaged_server import SABOTAGES
 from tests.support import free_port_block
 
@@ -55,7 +56,8 @@ def sabotage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_recipe_turns_red(sabotage: str):
     number = WATCHED_BY[sabotage]
-    path = next((REPOSITORY / "notebooks").glob(f"{number}_*.ipynb"))
+    (recipe,) = index.select(index.load(REPOSITORY / "notebooks"), [number])
+    path = index.notebook_path(REPOSITORY / "notebooks", recipe)
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -64,6 +66,6 @@ def test_a_recipe_turns_red(sabotage: str):
         NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     except CellExecutionError:
         return
-    findings = check(number, notebook)
+    findings = missed(recipe.floor, notebook)
     print(json.dumps(findings, indent=2))
     assert findings, f"recipe {number} did not notice {sabotage}"

@@ -6,7 +6,6 @@ data, and the notebook starts the servers itself.
 
 from __future__ import annotations
 
-import ast
 import os
 import shutil
 import subprocess
@@ -18,23 +17,20 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from cookbook_cli import recipes as index
+from cookbook_cli.floors import missed
 from local_endpoints.weights import cache_dir
-from tests.notebooks.guards import check
-from tests.notebooks.rules import python_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("[0-9]*.ipynb"))
 
-# The long recipes are executed whole by test_recipes.py. Here, where the question is whether the
-# wheel brings all they need, they run up to the cell with this tag, and then import the rest.
-ENOUGH = {"03": "first-index", "04": "index"}
-
-# These need packages of an extra, which this environment leaves out: recipe, the cell at which it
-# stops, and what it says there.
+# These need packages of an extra, which this environment leaves out: recipe, and what it says.
 STOPS = {
-    "05": ("adapter", "Training needs", "torch, peft, transformers", "finetune"),
-    "06": ("connect", "There is no nats-server", "did not start", "serve"),
-    "07": ("connect", "There is no nats-server", "did not start", "serve"),
+    "10": ("Training needs", "torch, peft, transformers", "finetune"),
+    "11": ("There is no", "did not start", "serve"),
+    "12": ("There is no nats-server", "did not start", "serve"),
+    "13": ("There is no nats-server", "did not start", "serve"),
+    "14": ("There is no", "helm", "kubernetes"),
 }
 
 # What pip says when no package index can be reached at all.
@@ -88,25 +84,6 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return scripts
 
 
-def shortened(path: Path, tag: str | None) -> nbformat.NotebookNode:
-    """Return a notebook, whole or up to the cell with a tag and with the later cells' imports."""
-    notebook = nbformat.read(path, as_version=4)
-    if tag is None:
-        return notebook
-    end = next(n for n, cell in enumerate(notebook.cells) if tag in cell.metadata.get("tags", ()))
-    later = [python_of(cell) for cell in notebook.cells[end + 1 :] if cell.cell_type == "code"]
-    imports = [
-        ast.unparse(node)
-        for node in ast.walk(ast.parse("\n".join(later)))
-        if isinstance(node, ast.Import | ast.ImportFrom)
-    ]
-    assert imports
-    closing = "from nim_cookbook import endpoints\nendpoints.connect().close()"
-    notebook.cells = notebook.cells[: end + 1]
-    notebook.cells += [nbformat.v4.new_code_cell("\n".join([*imports, closing]))]
-    return notebook
-
-
 @dataclass
 class Desk:
     """An empty folder with one notebook in it, and an empty cache but for the weights.
@@ -154,13 +131,12 @@ def desk(tmp_path: Path) -> Desk:
     ],
 )
 def test_runs_alone(notebook: Path, environment: Path, desk: Desk):
-    number = notebook.stem[:2]
-    nbformat.write(shortened(notebook, ENOUGH.get(number)), desk.folder / notebook.name)
+    shutil.copy(notebook, desk.folder)
     done = desk.execute(environment)
     assert done.returncode == 0, done.stdout[-4000:]
-    if number not in ENOUGH:  # the cells that the others are judged by did not run
-        executed = nbformat.read(desk.folder / notebook.name, as_version=4)
-        assert check(number, executed) == []
+    (recipe,) = index.select(index.load(notebook.parent), [notebook.stem])
+    executed = nbformat.read(desk.folder / notebook.name, as_version=4)
+    assert missed(recipe.floor, executed) == []
 
 
 @pytest.mark.long
@@ -168,17 +144,11 @@ def test_runs_alone(notebook: Path, environment: Path, desk: Desk):
 def test_without_its_packages_a_recipe_says_what_to_install(
     number: str, environment: Path, desk: Desk
 ):
-    tag, says, also, extra = STOPS[number]
+    says, also, extra = STOPS[number]
     (notebook,) = [path for path in NOTEBOOKS if path.stem[:2] == number]
-    content = nbformat.read(notebook, as_version=4)
-    end = next(n for n, cell in enumerate(content.cells) if tag in cell.metadata.get("tags", ()))
-    content.cells = content.cells[: end + 1]
-    nbformat.write(content, desk.folder / notebook.name)
+    shutil.copy(notebook, desk.folder)
     desk.environ["PATH"] = os.defpath  # no program of this environment
     done = desk.execute(environment)
     assert done.returncode != 0
     (sentence,) = {line for line in done.stdout.splitlines() if says in line and also in line}
     assert f'pip install "nim-rag-cookbook[{extra}]"' in sentence
-    after = done.stdout.split(content.cells[end].source)
-    assert len(after) > 1, "it stopped at another cell"
-    assert "Traceback" not in after[-1]
