@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from local_endpoints.weights import cache_dir
+from nim_cookbook.local import cache_dir
 from nim_cookbook.models import load_registry
 
 VERSION = "3.0.0"

@@ -19,7 +19,7 @@ import pytest
 
 from cookbook_cli import recipes as index
 from cookbook_cli.floors import missed
-from local_endpoints.weights import cache_dir
+from nim_cookbook.local import cache_dir
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("[0-9]*.ipynb"))

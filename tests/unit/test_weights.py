@@ -27,6 +27,7 @@ from local_endpoints.downloads import Cancellation, Cancelled
 from local_endpoints.loading import resolve
 from local_endpoints.options import ServeOptions
 from nim_cookbook.errors import WeightsError, WeightsUnavailableError
+from nim_cookbook.local import cache_dir
 from nim_cookbook.models import Source, WeightFile, Weights, load_registry
 
 MODEL = b"tiny model " * 1000
@@ -552,6 +553,6 @@ def test_without_the_default_model_the_small_one_answers_and_says_so(
 
 def test_the_cache_folder_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("COOKBOOK_CACHE_DIR", str(tmp_path))
-    assert store.cache_dir() == tmp_path
+    assert cache_dir() == tmp_path
     monkeypatch.setenv("COOKBOOK_CACHE_DIR", "")
-    assert store.cache_dir().name == "nim-cookbook"
+    assert cache_dir().name == "nim-cookbook"

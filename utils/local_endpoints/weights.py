@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
 from filelock import FileLock, Timeout
 
 from local_endpoints import downloads
 from local_endpoints.downloads import Cancellation, megabytes
 from nim_cookbook.errors import WeightsError
+from nim_cookbook.local import cache_dir
 from nim_cookbook.models import Role, WeightFile, Weights
 
 Report = Callable[[str], None]
@@ -70,14 +70,6 @@ class ResolvedWeights:
     def local_id(self) -> str:
         """The true model id, listed by the local servers beside the catalog's ids."""
         return f"local/{self.name}"
-
-
-def cache_dir() -> Path:
-    """Return the cache folder: ``COOKBOOK_CACHE_DIR``, or the system's place for caches."""
-    chosen = os.environ.get("COOKBOOK_CACHE_DIR", "").strip()
-    return (
-        Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("nim-cookbook"))
-    )
 
 
 def folder_of(weights: Weights, cache: Path | None = None) -> Path:

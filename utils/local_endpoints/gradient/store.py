@@ -25,7 +25,7 @@ from typing import Annotated
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from local_endpoints.weights import cache_dir
+from nim_cookbook.local import cache_dir
 
 ADAPTERS_VARIABLE = "COOKBOOK_ADAPTERS_DIR"
 DESCRIPTION = "adapter.json"
@@ -39,7 +39,7 @@ _VERSION = re.compile(r"v[0-9]{1,9}-[0-9a-f]{8}")
 def adapters_dir() -> Path:
     """Return the folder of adapters: `COOKBOOK_ADAPTERS_DIR`, or one in the cache folder."""
     chosen = os.environ.get(ADAPTERS_VARIABLE, "").strip()
-    return Path(chosen).expanduser().absolute() if chosen else cache_dir().absolute() / "adapters"
+    return Path(chosen).expanduser().absolute() if chosen else cache_dir() / "adapters"
 
 
 class UnknownAdapter(Exception):

@@ -29,8 +29,8 @@ from local_endpoints.nim import adapters
 from local_endpoints.nim.adapters import AdapterError
 from local_endpoints.nim.engines.adaptable import AdaptableEngine
 from local_endpoints.nim.service import ServedAdapter
-from local_endpoints.weights import cache_dir
 from nim_cookbook.errors import ConfigurationError, CookbookError
+from nim_cookbook.local import cache_dir
 
 Report = Callable[[str], None]
 Signature = tuple[tuple[int, int, int], ...]
@@ -104,7 +104,7 @@ def _folder(port_base: int) -> Path:
         if not folder.is_dir():
             raise ConfigurationError(f"{SOURCE} names {folder}, which is no folder: make it first.")
         return folder
-    folder = cache_dir().absolute() / "peft" / str(port_base)
+    folder = cache_dir() / "peft" / str(port_base)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
