@@ -68,6 +68,7 @@ def test_answers_over_files_with_their_sources(cache: Path, tmp_path: Path) -> N
     assert "Answered by: chat: " in second.stdout
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is sent as a POSIX signal")
 def test_ctrl_c_while_indexing_is_clean_and_mended_by_the_next_run(
     cache: Path, tmp_path: Path

@@ -574,6 +574,7 @@ def taught(running: Running) -> tuple[Any, list[float]]:
     return adapter, train_until(adapter, SAMPLES, ANSWER)
 
 
+@pytest.mark.long
 @trains
 def test_an_adapter_learns_what_its_base_model_does_not_know(
     running: Running, taught: tuple[Any, list[float]]
@@ -606,6 +607,7 @@ def test_several_adapters_answer_at_once_each_with_its_own_weights(
     assert say(taught[0]) == ANSWER
 
 
+@pytest.mark.long
 @trains
 def test_the_same_samples_give_the_same_loss_and_the_right_number_of_tokens(
     running: Running, services: Services
@@ -662,6 +664,7 @@ def test_adapters_survive_a_restart_and_go_on_where_they_were(
         assert losses == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.long
 @trains
 def test_the_folder_of_an_adapter_is_a_standard_peft_folder(
     running: Running, taught: tuple[Any, list[float]]
@@ -675,6 +678,7 @@ def test_the_folder_of_an_adapter_is_a_standard_peft_folder(
     assert (folder / "adapter_model.safetensors").stat().st_size > 100_000
 
 
+@pytest.mark.long
 @trains
 @pytest.mark.skipif(os.name != "posix", reason="kills with a signal")
 def test_a_worker_killed_in_mid_training_leaves_the_last_good_adapter(

@@ -146,6 +146,7 @@ def test_an_adapter_is_listed_after_the_base_and_answers(server):
     assert metadata["adapters"][0]["sha256"] == sha256
 
 
+@pytest.mark.long
 def test_text_completions_and_streams_take_the_adapter(server):
     server.put("brief")
     server.until_served("brief")
@@ -200,7 +201,7 @@ def test_a_removed_adapter_is_gone(server):
     assert server.ask(BASE).choices[0].message.content
 
 
-@pytest.mark.parametrize("change", ["weights", "settings"])
+@pytest.mark.parametrize("change", ["weights", pytest.param("settings", marks=pytest.mark.long)])
 def test_a_changed_adapter_is_loaded_again(server, change):
     folder = server.put("brief")
     server.until_served("brief")
@@ -215,6 +216,7 @@ def test_a_changed_adapter_is_loaded_again(server, change):
     assert server.ask("brief").choices[0].message.content != before
 
 
+@pytest.mark.long
 def test_a_half_copied_adapter_waits_until_it_is_complete(server):
     source = server.put("source")
     content = (source / WEIGHTS_FILE).read_bytes()
@@ -250,6 +252,7 @@ def test_unusable_folders_are_told_once_and_leave_the_others_alone(server):
     assert not server.said("no-adapter")
 
 
+@pytest.mark.long
 def test_answers_that_run_while_adapters_change_are_all_given(server):
     server.put("stays")
     server.until_served("stays")

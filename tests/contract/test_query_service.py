@@ -384,7 +384,7 @@ def test_no_start_with_a_token_that_is_not_safe(services: LocalServices, servers
     assert "Traceback" not in ended.stderr
 
 
-@pytest.mark.parametrize("module", ["app", "chat"])
+@pytest.mark.parametrize("module", [pytest.param("app", marks=pytest.mark.long), "chat"])
 def test_a_stopped_service_leaves_no_folder(
     module: Module, services: LocalServices, servers: Servers, tmp_path: Path
 ) -> None:

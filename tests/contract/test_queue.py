@@ -348,6 +348,7 @@ async def test_a_file_that_is_not_what_was_queued_is_not_indexed(bench):
     assert not bench.found()
 
 
+@pytest.mark.long
 async def test_an_outage_of_the_nim_is_waited_for(bench, servers):
     fill(bench, 2)
     async with (
@@ -514,7 +515,16 @@ WRITES = {
 }
 
 
-@pytest.mark.parametrize("write", WRITES)
+# The two writes between which a job is done but not yet given back.
+@pytest.mark.parametrize(
+    "write",
+    [
+        pytest.param(
+            write, marks=[] if write in ("passages", "acknowledgement") else [pytest.mark.long]
+        )
+        for write in WRITES
+    ],
+)
 async def test_a_worker_that_dies_after_any_write_loses_and_doubles_nothing(
     bench, monkeypatch, write
 ):
@@ -537,6 +547,7 @@ async def test_a_worker_that_dies_after_any_write_loses_and_doubles_nothing(
     assert bench.found() == bench.undisturbed()
 
 
+@pytest.mark.long
 async def test_a_job_that_kills_its_workers_is_given_up(bench):
     fill(bench, 1)
     async with bench.connect(ack_wait=0.5) as queue:
@@ -596,6 +607,7 @@ async def test_a_last_failure_after_the_claim_is_lost_makes_no_dead_letter(bench
         assert not await queue.dead_letters()
 
 
+@pytest.mark.long
 async def test_a_job_that_was_given_up_does_not_share_its_pipeline(bench, monkeypatch):
     held, used = threading.Event(), []
     make = indexing.preparation
@@ -709,6 +721,7 @@ async def test_the_retriever_of_the_store_finds(bench, tmp_path):
         store.close()
 
 
+@pytest.mark.long
 def test_the_servers_end_with_a_killed_parent(tmp_path):
     program = (
         "import json, psutil\n"

@@ -365,6 +365,7 @@ async def test_the_requests_of_a_killed_process_do_not_count_for_ever(
         assert await reader.wait(lambda read: read <= 1) == 1
 
 
+@pytest.mark.long
 @needs_servers
 async def test_one_process_counts_alike(
     indexed: LocalServices, servers: Servers, chat_tap: Tap

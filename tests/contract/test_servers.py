@@ -205,7 +205,14 @@ class TestStartAndEnd:
         sentence = refused("--port-base", str(free_port_block()), "--chat-model", str(missing))
         assert "none.gguf" in sentence
 
-    @pytest.mark.parametrize("end", ["SIGTERM", "SIGINT", "stdin"])
+    @pytest.mark.parametrize(
+        "end",
+        [
+            "SIGTERM",
+            pytest.param("SIGINT", marks=pytest.mark.long),
+            pytest.param("stdin", marks=pytest.mark.long),
+        ],
+    )
     def test_clean_end_leaves_nothing(self, end: str, tmp_path: Path):
         base = free_port_block()
         process = start("--port-base", str(base), "--stop-with-stdin", COOKBOOK_LOCAL_KEY="k")

@@ -16,7 +16,13 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("encoding", sizing.ENCODINGS)
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        pytest.param(encoding, marks=[] if encoding == "int8" else [pytest.mark.long])
+        for encoding in sizing.ENCODINGS
+    ],
+)
 def test_computed_memory_and_disk_are_within_a_fifth_of_what_is_measured(encoding):
     found = measured.store_memory_measured(10_000, 384, encoding, ef_construct=32)
     computed = sizing.memory(10_000, 384, encoding)
@@ -26,6 +32,7 @@ def test_computed_memory_and_disk_are_within_a_fifth_of_what_is_measured(encodin
     assert found.process > found.memory
 
 
+@pytest.mark.long
 def test_a_length_that_is_no_multiple_of_anything():
     found = measured.store_memory_measured(10_000, 1001, "int8", ef_construct=16)
     assert sizing.memory(10_000, 1001, "int8") == pytest.approx(found.memory, rel=0.2)
@@ -47,6 +54,7 @@ def test_an_engine_that_is_not_installed_is_told(monkeypatch, tmp_path):
         measured.store_memory_measured(5_000)
 
 
+@pytest.mark.long
 def test_a_process_that_fails_says_why(monkeypatch, tmp_path):
     (tmp_path / "qdrant_edge.py").write_text('raise RuntimeError("no disk")', encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")

@@ -72,6 +72,7 @@ def test_the_right_tool_is_called_with_the_right_arguments(client):
     assert right >= 4
 
 
+@pytest.mark.long
 def test_an_answer_is_a_call_or_a_text(client):
     choice = ask(client, PARIS, [WEATHER, ADD])
     assert choice.finish_reason == "tool_calls"
@@ -82,6 +83,7 @@ def test_an_answer_is_a_call_or_a_text(client):
     assert choice.finish_reason == "stop"
 
 
+@pytest.mark.long
 def test_the_result_of_a_call_is_read(client):
     choice = ask(client, PARIS, [WEATHER])
     (call,) = choice.message.tool_calls
@@ -101,6 +103,7 @@ def test_several_calls_in_one_answer_unless_forbidden(client):
     assert calls(ask(client, question, [WEATHER], parallel_tool_calls=False)) == both[:1]
 
 
+@pytest.mark.long
 def test_required_calls_whatever_was_said(client):
     for question in ("Hello, how are you?", PARIS):
         choice = ask(client, question, [WEATHER, ADD], tool_choice="required")
@@ -110,6 +113,7 @@ def test_required_calls_whatever_was_said(client):
             jsonschema.validate(arguments, schemas[name]["parameters"])
 
 
+@pytest.mark.long
 def test_a_named_tool_is_called_once(client):
     named = {"type": "function", "function": {"name": "add"}}
     choice = ask(client, PARIS, [WEATHER, ADD], tool_choice=named)
@@ -118,13 +122,14 @@ def test_a_named_tool_is_called_once(client):
     jsonschema.validate(arguments, ADD["function"]["parameters"])
 
 
+@pytest.mark.long
 def test_none_forbids_calls(client):
     choice = ask(client, PARIS, [WEATHER], tool_choice="none")
     assert choice.message.tool_calls is None
     assert choice.message.content
 
 
-@pytest.mark.parametrize("choosing", ["auto", "required"])
+@pytest.mark.parametrize("choosing", ["auto", pytest.param("required", marks=pytest.mark.long)])
 def test_streamed_calls_add_up_to_the_whole_ones(client, choosing):
     question = "What's the weather in Paris and in Rome?"
     whole = ask(client, question, [WEATHER], tool_choice=choosing)

@@ -141,6 +141,7 @@ while True:
 """
 
 
+@pytest.mark.long
 def test_a_server_killed_at_any_moment_leaves_a_whole_adapter(
     store: AdapterStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

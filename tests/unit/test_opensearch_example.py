@@ -200,6 +200,7 @@ def test_filters_search_while_the_graph_is_walked(factory: ModuleType) -> None:
     assert knn["knn"]["embedding"]["filter"] == {"bool": {"must": {"terms": {"document": ["a"]}}}}
 
 
+@pytest.mark.long
 def test_the_changed_services_open_it(tmp_path: Path, factory: ModuleType) -> None:
     # A server that is away is waited for, a request that is at fault is not.
     said = said_by(

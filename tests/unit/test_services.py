@@ -171,7 +171,14 @@ def test_a_local_notion_that_does_not_answer_is_one_sentence() -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("package", ["notion_haystack", "notion_exporter", "notion_client"])
+@pytest.mark.parametrize(
+    "package",
+    [
+        "notion_haystack",
+        pytest.param("notion_exporter", marks=pytest.mark.long),
+        pytest.param("notion_client", marks=pytest.mark.long),
+    ],
+)
 def test_a_missing_package_is_one_sentence(package: str) -> None:
     code = f"import sys; sys.modules[{package!r}] = None; import nim_cookbook.notion"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
