@@ -230,21 +230,30 @@ def draw_pipeline(pipeline: Pipeline, *, title: str = "Pipeline") -> Picture:
 
     Only what has to be passed in, and what comes out, is drawn beside the connections.
     """
+    return diagram(pipeline_mermaid(pipeline), f"{title}: {_pipeline_in_words(pipeline)}.")
+
+
+def diagram(mermaid: str, alt: str) -> Picture:
+    """Draw a Mermaid diagram, offline.
+
+    Args:
+        mermaid: The diagram as Mermaid text, such as `flowchart LR; a --> b`.
+        alt: What it shows, for people who do not see it.
+    """
     import mermaidx
 
-    diagram = mermaidx.render(pipeline_mermaid(pipeline))
+    drawn = mermaidx.render('%%{init: {"theme": "neutral"}}%%\n' + mermaid)
     for scale in (2.0, 1.5, 1.0, 0.5):
-        png = small_png(diagram.png(scale=scale, background="#ffffff"))
+        png = small_png(drawn.png(scale=scale, background="#ffffff"))
         if len(png) <= MAX_PNG_BYTES:
             break
-    width = int(png_width(png) / scale)
-    return Picture(png, f"{title}: {_pipeline_in_words(pipeline)}.", width=width)
+    return Picture(png, alt, width=int(png_width(png) / scale))
 
 
 def pipeline_mermaid(pipeline: Pipeline) -> str:
     """Return a pipeline as Mermaid text, made from Haystack's public description of it."""
     ids = {name: f"c{number}" for number, (name, _) in enumerate(pipeline.walk())}
-    lines = ['%%{init: {"theme": "neutral"}}%%', "flowchart TD"]
+    lines = ["flowchart LR"]
     for name, component in pipeline.walk():
         label = f"<b>{_label(name)}</b><br/>{_label(type(component).__name__)}"
         lines.append(f'    {ids[name]}["{label}"]')
@@ -274,7 +283,10 @@ def _links(pipeline: Pipeline) -> list[tuple[str | None, str | None, str]]:
         if facts["is_mandatory"]
     ]
     given = [
-        (name, None, socket) for name, sockets in pipeline.outputs().items() for socket in sockets
+        (name, None, socket)
+        for name, sockets in pipeline.outputs().items()
+        for socket in sockets
+        if socket != "meta"  # token counts, which nothing reads
     ]
     # This order keeps arrows from crossing in the usual pipelines.
     return [*inner, *needed, *given]

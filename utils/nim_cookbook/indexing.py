@@ -261,7 +261,13 @@ def company_passages(
     return [p for file in source_files(files) for p in prepare(file, pipeline).passages]
 
 
-def embedded_company(embedding: Endpoint) -> list[Document]:
+def embedded_company(
+    embedding: Endpoint,
+    split_length: int = SPLIT_LENGTH,
+    split_overlap: int = SPLIT_OVERLAP,
+    *,
+    titles: bool = True,
+) -> list[Document]:
     """Return the company's documents in force as chunks with vectors, ready for any store.
 
     They are kept in the cache folder, under a name made of the files' bytes, the settings and the
@@ -269,18 +275,23 @@ def embedded_company(embedding: Endpoint) -> list[Document]:
 
     Args:
         embedding: The embedding endpoint.
+        split_length: Most words of a chunk.
+        split_overlap: Words that a chunk shares with the one before it.
+        titles: Whether a chunk begins with its document's title.
 
     Raises:
         ConfigurationError: The cache folder cannot be written.
     """
     files = source_files(in_force(company_files())[0])
-    pipeline = preparation()
-    settings = _digest(pipeline.dumps(), embedding.weights, version("haystack-ai"))
+    pipeline = preparation(split_length, split_overlap)
+    settings = _digest(pipeline.dumps(), embedding.weights, version("haystack-ai"), str(titles))
     name = _digest(*(fingerprint(file, settings) for file in files))
     kept = local.cache_dir() / "company" / f"{name}.json"
     with FileLock(local.made(kept.parent) / "lock"):  # recipes run side by side
         if not kept.is_file():
             chunks = [p for file in files for p in prepare(file, pipeline).passages]
+            if not titles:
+                chunks = [replace(c, content=_own_text(c)) for c in chunks]
             embedder = NvidiaDocumentEmbedder(
                 model=embedding.model,
                 api_url=embedding.url,
