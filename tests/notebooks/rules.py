@@ -30,8 +30,8 @@ MOST_WORDS = 1200
 HEADER_LINES = ("level", "minutes", "packages")
 OURS = ("nim_cookbook", "rag_service", "capacity")
 COPYABLE = ("01", "02", "05", "11")  # these have a complete cell to paste into another project
-# Their subject is a part of this project: the update, the queue, the plan, the chart.
-ABOUT_OURS = ("04", "12", "13", "14")
+# A part of this project is their subject: the update, the service, the queue, the plan, the chart.
+ABOUT_OURS = ("04", "11", "12", "13", "14")
 BADGE = re.compile(
     r"\[!\[[^\]]+\]\(https://colab\.research\.google\.com/assets/colab-badge\.svg\)\]"
     r"\(https://colab\.research\.google\.com/github/[\w.-]+/[\w.-]+/blob/[\w./-]+/notebooks/([\w.-]+)\)"
@@ -180,9 +180,7 @@ def helper_cells(notebook: NotebookNode) -> tuple[list[int], int]:
         ours |= {name for module, name in imported if module.split(".")[0] in OURS}
         ours -= {"endpoints", "services"}
         unseen = {id(n.value) for n in ast.walk(tree) if _is_measured(n)}
-        used = {
-            n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in unseen
-        }
+        used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in unseen}
         if used & ours:
             touching.append(number)
     return touching, sum(1 for _ in code_cells(notebook))

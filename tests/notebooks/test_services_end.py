@@ -1,4 +1,4 @@
-"""What recipe 06 starts ends with it, also when one of its cells fails."""
+"""What recipe 12 starts ends with it, also when one of its cells fails."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nbclient.exceptions import CellExecutionError
 
 from tests.support import Servers
 
-RECIPE = next((Path(__file__).resolve().parents[2] / "notebooks").glob("06_*.ipynb"))
+RECIPE = next((Path(__file__).resolve().parents[2] / "notebooks").glob("12_*.ipynb"))
 # What runs, and then a mistake. PostgreSQL has left its parent, so its own file names it.
 FAILS = """
 import json, psutil
@@ -34,7 +34,11 @@ pytestmark = [
 def test_nothing_outlives_a_failed_cell(servers: Servers) -> None:
     recipe = nbformat.read(RECIPE, as_version=4)
     sources = {cell.id: cell.source for cell in recipe.cells}
-    starting = "services.start_worker()\nservices.wait_for_workers()\nservices.start_service('app')"
+    token = "fake-token-for-tests-0123456789abcdef"
+    starting = (
+        "services.start_worker()\nservices.wait_for_workers()\n"
+        f"services.start_service('app', COOKBOOK_SERVICE_TOKEN='{token}')"
+    )
     codes = [sources["connect"], starting, FAILS]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in codes])
     with pytest.raises(CellExecutionError, match="a cell fails"):

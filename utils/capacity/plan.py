@@ -11,8 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from capacity.prices import Prices as Prices
+from capacity.prices import Published
 from capacity.prices import published_throughput as published_throughput
 from capacity.sizing import RULE_OF_THUMB, Encoding, disk, memory
 from nim_cookbook.errors import DataError
@@ -282,6 +284,49 @@ def plan(
         year = licensed * prices.licence.gpu_year
         costs.append(Cost(prices.licence.name, count(licensed, "GPU"), year / 12))
     return Plan(workload, store, nodes, replicas, hosts, counts, prices.currency, tuple(costs))
+
+
+def chart_values(plan: Plan, published: Published, *, in_flight: int) -> dict[str, Any]:
+    """Return the values with which the Helm chart deploys a plan.
+
+    Args:
+        plan: What is needed.
+        published: The chat model whose figures the plan rests on; the chart deploys the same.
+        in_flight: The autoscaler's target: requests open at the same time in a pod.
+
+    Raises:
+        DataError: The plan has no GPUs for a chat model.
+    """
+    if not plan.gpus["chat"]:
+        raise DataError("The plan runs no chat model: give Rates a rate for chat.")
+    each = RULE_OF_THUMB / plan.store_nodes / 2**30
+    memory = f"{math.ceil(plan.store.memory_all * each)}Gi"
+    disk = math.ceil(plan.store.disk_all * each)
+    return {
+        "query": {
+            "workers": 1,
+            "autoscaling": {
+                "minReplicas": plan.replicas,
+                "maxReplicas": 2 * plan.replicas,
+                "requestsInFlight": {"enabled": True, "target": str(in_flight)},
+            },
+        },
+        "qdrant": {
+            "replicas": plan.store_nodes,
+            "replicationFactor": plan.workload.copies,
+            "persistence": {"size": f"{disk}Gi"},
+            "snapshots": {"size": f"{4 * disk}Gi"},  # a new one beside three
+            "resources": {"requests": {"memory": memory}, "limits": {"memory": memory}},
+        },
+        "nims": {
+            "chat": {
+                "repository": f"nvcr.io/nim/meta/{published.model.lower()}",
+                "tag": published.version,
+                "gpus": published.gpus,
+                "replicas": plan.gpus["chat"] // published.gpus,
+            }
+        },
+    }
 
 
 def _needed(load: float, rate: float, rates: Rates, workload: Workload) -> int:

@@ -67,7 +67,8 @@ def shown(notebook: NotebookNode, tag: str) -> str | None:
 def _texts(cell: NotebookNode) -> Iterator[str]:
     for output in cell.get("outputs", []):
         data = output.get("data", {})
-        if "text/html" in data:
-            yield " ".join(unescape(_TAG.sub(" ", "".join(data["text/html"]))).split())
+        html = "".join(data.get("text/html", ""))
+        if html and "<img" not in html:  # a picture's words are its plain text
+            yield " ".join(unescape(_TAG.sub(" ", html)).split())
         else:
             yield "".join(output.get("text", data.get("text/plain", "")))

@@ -1,13 +1,36 @@
-"""A plot of the queue while it works."""
+"""Plots of a service: the queue while it works, the spans of a request."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
-from nim_cookbook.pictures import STYLES, Picture, figure_of, finished
+from nim_cookbook.pictures import BLUE, STYLES, Picture, figure_of, finished
+from nim_cookbook.wording import duration
 
 #: Seconds between two pictures of a plot that is drawn again and again.
 REDRAWN_EVERY = 0.5
+
+
+def waterfall(spans: Mapping[str, tuple[float, float]], *, title: str) -> Picture:
+    """Draw when each step of a request ran, a bar each, in the order in which they began.
+
+    Args:
+        spans: Begin and end in seconds since the request began, by the step's name.
+        title: What was traced.
+    """
+    ordered = sorted(spans.items(), key=lambda item: (item[1][0], -item[1][1]))
+    figure, axes = figure_of((7, 1.2 + 0.42 * len(ordered)))
+    for row, (_, (begin, end)) in enumerate(ordered):
+        axes.barh(row, end - begin, left=begin, color=BLUE)
+        axes.annotate(duration(end - begin), (end, row), xytext=(4, -3), textcoords="offset points")
+    axes.set_yticks(range(len(ordered)), [name for name, _ in ordered])
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.set_xlabel("seconds since the request began")
+    axes.set_title(title, fontsize=10)
+    said = ", ".join(f"{name} {duration(end - begin)}" for name, (begin, end) in ordered)
+    return finished(figure, f"Waterfall. {title}: {said}.")
 
 
 class QueuePlot:
@@ -22,7 +45,7 @@ class QueuePlot:
         """Show the empty picture; outside a notebook nothing is shown."""
         from IPython.display import display  # only notebooks have it
 
-        self._caption = f"{title}\n{weights}"
+        self._caption = f"{title}\n{weights}".strip()
         self._runs: dict[str, list[tuple[float, int]]] = {}
         self._marks: list[tuple[str, float, int, str]] = []
         self._drawn = 0.0
