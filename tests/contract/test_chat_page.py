@@ -47,10 +47,10 @@ FLAGS = [
 
 
 @pytest.fixture(scope="module")
-def page_service(servers: Servers) -> Iterator[TestedService]:
+def page_service(default_server: Servers) -> Iterator[TestedService]:
     with LocalServices() as local:
         index_documents(local)
-        settings = environment(local, servers)
+        settings = environment(local, default_server)
         with running(local, settings) as query:
             settings["COOKBOOK_QUERY_URL"] = query.url
             with running(local, settings, module="chat") as chat:

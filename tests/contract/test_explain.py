@@ -75,6 +75,10 @@ CASES = {
         "fine_tuning(host='http://127.0.0.1:9/api').list_models(only_base=True)",
         ["http://127.0.0.1:9/api/models", "cannot be reached", "check the URL"],
     ),
+    "a package of an extra": (
+        "import sys; sys.modules['torch'] = None; import torch.nn",
+        ["torch is not installed", 'nim-rag-cookbook[finetune]"`', "restart the kernel"],
+    ),
     "unknown mode": (
         "os.environ['COOKBOOK_ENDPOINTS'] = 'moon'\nendpoints.connect()",
         ["COOKBOOK_ENDPOINTS is 'moon'", "set it to local"],

@@ -145,7 +145,7 @@ def test_llamaindex_rerank_takes_an_address_set_later(hosted):
 
 
 def test_llamaindex_embeds_questions_as_passages(hosted):
-    """When this fails the section on the trap in recipe 04 is to be rewritten."""
+    """When this fails the section on the trap in recipe 05 is to be rewritten."""
     sent = []
     client = httpx.Client(event_hooks={"request": [lambda r: sent.append(r.content)]})
     with pytest.warns(UserWarning, match="Unable to determine validity"):

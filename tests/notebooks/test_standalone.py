@@ -26,11 +26,11 @@ NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("[0-9]*.ipynb"))
 
 # These need packages of an extra, which this environment leaves out: recipe, and what it says.
 STOPS = {
-    "10": ("Training needs", "torch, peft, transformers", "finetune"),
-    "11": ("There is no", "did not start", "serve"),
+    "10": ("torch is not installed", "restart the kernel", "finetune"),
+    "11": ("hayhooks is not installed", "restart the kernel", "serve"),
     "12": ("There is no nats-server", "did not start", "serve"),
     "13": ("There is no nats-server", "did not start", "serve"),
-    "14": ("There is no", "helm", "kubernetes"),
+    "14": ("Helm", "pip install", "kubernetes"),
 }
 
 # What pip says when no package index can be reached at all.

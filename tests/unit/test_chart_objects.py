@@ -1,4 +1,4 @@
-"""The chart's objects as recipe 07 shows them."""
+"""The chart's objects as recipe 14 shows them."""
 
 from __future__ import annotations
 

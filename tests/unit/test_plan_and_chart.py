@@ -22,7 +22,7 @@ def test_the_chart_deploys_the_plan() -> None:
         service=3,
         embedding=100,
         reranking=50,
-        chat=published.points[0].tokens_per_second,
+        chat=published.points[-1].tokens_per_second,
         chat_gpus=published.gpus,
     )
     planned = plan(WORKLOAD, rates, Prices.load())

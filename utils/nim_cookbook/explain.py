@@ -38,6 +38,16 @@ _LOST = (
     requests.Timeout,
 )
 _TOO_LONG = ("exceeds maximum allowed token size", "maximum context length")
+# Which extra brings a module that some recipes import.
+_EXTRAS = {
+    "torch": "finetune",
+    "transformers": "finetune",
+    "peft": "finetune",
+    "hayhooks": "serve",
+    "nats": "serve",
+    "opentelemetry": "serve",
+    "aiohttp": "kubernetes",
+}
 _SHORTEN = "split or shorten the text, or set truncate='END' where the component has it"
 
 
@@ -48,8 +58,14 @@ def explain(error: BaseException) -> str | None:
         error: The exception as it reached the notebook; what caused it is looked at too.
 
     Returns:
-        The sentence, or None for an error that did not come from an endpoint.
+        The sentence, or None for an error that neither came from an endpoint nor from a package
+        of an extra that is missing.
     """
+    if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
+        return (
+            f"{error.name} is not installed: run "
+            f'`pip install "nim-rag-cookbook[{_EXTRAS[error.name]}]"` and restart the kernel.'
+        )
     for cause in causes(error):
         if isinstance(cause, CookbookError):  # one that a pipeline has wrapped, or a plain one
             return None if cause is error else str(cause)

@@ -51,7 +51,7 @@ T = TypeVar("T")
 BATCH = 64
 #: Documents looked up in the store at once; bounds the memory that a look-up takes.
 LOOKUP = 50
-#: Words of a passage, and how many of them it shares with the one before it; recipe 03 tells why.
+#: Words of a passage, and how many of them it shares with the one before it; recipes 03 and 07 tell why.
 SPLIT_LENGTH, SPLIT_OVERLAP = 100, 20
 
 #: Page numbers at the foot of a page, with what follows on their line.
@@ -155,7 +155,7 @@ class TitleLine:
 
 
 def preparation(split_length: int = SPLIT_LENGTH, split_overlap: int = SPLIT_OVERLAP) -> Pipeline:
-    """Return the pipeline from files to passages; recipe 03 builds the same step by step.
+    """Return the pipeline from files to passages; recipe 03 builds it for PDF files.
 
     Inputs `router.sources` and `router.meta`; output `title.documents`.
 

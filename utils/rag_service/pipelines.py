@@ -81,7 +81,7 @@ def pipelines_dir() -> Path:
 
 
 def build(name: Name) -> Pipeline:
-    """Return a pipeline as recipes 03 and 04 build it, for the API catalog and Qdrant by URL.
+    """Return a pipeline as recipes 03 and 08 build it, for the API catalog and Qdrant by URL.
 
     Args:
         name: `ask` goes from a question to an answer, `search` to passages, and `indexing` from
