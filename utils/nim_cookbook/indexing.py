@@ -51,7 +51,7 @@ T = TypeVar("T")
 BATCH = 64
 #: Documents looked up in the store at once; bounds the memory that a look-up takes.
 LOOKUP = 50
-#: Words of a passage, and how many of them it shares with the one before it; recipes 03 and 07 tell why.
+#: Words of a chunk, and how many of them it shares with the one before it (recipes 03 and 07).
 SPLIT_LENGTH, SPLIT_OVERLAP = 100, 20
 
 #: Page numbers at the foot of a page, with what follows on their line.
