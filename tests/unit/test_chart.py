@@ -22,9 +22,9 @@ import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from nim_cookbook.stores import KEY as QDRANT_KEY
 from rag_service import compose, counting, metrics, settings
 from rag_service.local import nats_server
+from rag_service.settings import QDRANT_KEY
 from tests.http_server import listening
 from tests.unit.chart_checks import (
     CHART,

@@ -93,23 +93,6 @@ async def test_failures_are_counted_and_not_timed(service):
     assert made.work > sum(made.latencies)
 
 
-async def test_an_open_load_does_not_wait_for_answers(service):
-    # Nobody is answered before all five are there.
-    service.meeting = threading.Barrier(5)
-    target = service.target({}, *[{"meet": True}] * 5)
-    made = await load.open_load(target, 120, seconds=0.05, most=6)
-    assert (made.clients, len(made.latencies), made.failed) == (None, 6, 0)
-    assert made.row()["sent/s"] == 120.0
-    assert "clients" not in made.row()
-
-
-@pytest.mark.parametrize(("rate", "number"), [(0.1, 0), (1000, 5000)])
-async def test_an_open_load_that_cannot_be_sent_is_refused(service, rate, number):
-    with pytest.raises(DataError, match=f"for 5 s are {number}: give a rate"):
-        await load.open_load(service.target(), rate, seconds=5)
-    assert service.asked == []
-
-
 async def test_a_service_that_is_not_there_is_said(service):
     service.server.shutdown()
     service.server.server_close()
@@ -119,7 +102,7 @@ async def test_a_service_that_is_not_there_is_said(service):
 
 async def test_a_service_that_refuses_is_said(service):
     with pytest.raises(EndpointUnreachable, match="answers with status 401"):
-        await load.open_load(service.target({"status": 401}), 5)
+        await load.closed_load(service.target({"status": 401}), 1)
 
 
 @pytest.mark.parametrize("host", ["service.example.com", "10.0.0.7", "0.0.0.0", "[2001:db8::1]"])
@@ -143,7 +126,7 @@ async def test_bad_numbers_are_refused(service, given):
     assert service.asked == []
 
 
-def made(clients: int | None, answers: int, seconds: float = 1.0) -> load.Load:
+def made(clients: int, answers: int, seconds: float = 1.0) -> load.Load:
     return load.Load("x", clients, (0.1,) * answers, 0, seconds, 0.1 * answers)
 
 
@@ -159,17 +142,6 @@ def test_a_load_with_failures_is_no_saturation():
     assert load.saturation([made(1, 10), made(2, 11), broken]).clients == 1
     with pytest.raises(DataError, match="failed under each load"):
         load.saturation([broken])
-
-
-def test_in_time_ends_with_the_first_that_is_not():
-    def at(clients: int, seconds: float, failed: int = 0) -> load.Load:
-        return load.Load("x", clients, (seconds,) * 20, failed, 1.0, 1.0)
-
-    loads = [at(1, 0.1), at(2, 0.4), at(4, 0.6), at(8, 0.3)]
-    assert [one.clients for one in load.in_time(loads, 0.5)] == [1, 2]
-    assert [one.clients for one in load.in_time([at(1, 0.1), at(2, 0.1, 1)], 0.5)] == [1]
-    with pytest.raises(DataError, match=r"within 0\.05 s"):
-        load.in_time(loads, 0.05)
 
 
 def test_a_load_without_answers_has_no_percentiles():

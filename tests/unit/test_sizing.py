@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from capacity import sizing
 from nim_cookbook.errors import DataError
@@ -58,17 +56,6 @@ def test_disk_counts_the_full_vectors_beside_the_short_ones():
     assert sizing.disk(1000, 384, "float16", 900) < sizing.disk(1000, 384, "float32", 900)
     blocks = sizing.disk(1, 384, "float32", 129) - sizing.disk(1, 384, "float32", 128)
     assert blocks == 128  # a started block counts
-
-
-@given(
-    limit=st.floats(1, 1e12),
-    dimensions=st.integers(1, 4096),
-    encoding=st.sampled_from(sizing.ENCODINGS),
-)
-def test_the_most_passages_fit_and_one_more_does_not(limit, dimensions, encoding):
-    most = sizing.most_passages(limit, dimensions, encoding)
-    assert most == 0 or sizing.memory(most, dimensions, encoding) <= limit
-    assert sizing.memory(most + 1, dimensions, encoding) > limit
 
 
 def test_the_rule_of_thumb_gives_the_example_of_qdrants_documentation():

@@ -1,10 +1,9 @@
 """Load on a service of this machine, bounded in count and time, and what it says.
 
-There are two kinds. A **closed** load is a number of clients, each of which asks again when it has
-its answer: it finds how much a service can do. As its clients wait when the service is slow, it
-hides what people feel who do not coordinate with it. An **open** load sends requests at random
-moments at a mean rate, whatever becomes of them: it finds what those people feel at that rate
-(Schroeder, Wierman and Harchol-Balter, "Open Versus Closed: A Cautionary Tale", NSDI 2006).
+The load is closed: a number of clients, each of which asks again when it has its answer. That finds
+how much a service can do. As its clients wait when the service is slow, it hides what people feel
+who do not coordinate with it (Schroeder, Wierman and Harchol-Balter, "Open Versus Closed: A
+Cautionary Tale", NSDI 2006).
 """
 
 from __future__ import annotations
@@ -82,13 +81,11 @@ class Load:
     """What became of a load."""
 
     what: str  # name of what was loaded, for tables and plots
-    clients: int | None  # how many asked at the same time; None for an open load
+    clients: int  # how many asked at the same time
     latencies: tuple[float, ...]  # seconds to each answer, those with status 200 only
     failed: int  # requests that were answered otherwise, or not at all
     seconds: float  # from the first request to the last answer
     work: float  # seconds that all requests together were open, failed ones included
-    # requests sent a second, of an open load; clients of a closed one ask when they can
-    offered: float | None = None
 
     @property
     def per_second(self) -> float:
@@ -124,12 +121,9 @@ class Load:
             f"p{p}, ms": round(self.percentile(p) * 1000) if self.latencies else "none"
             for p in (50, 95)
         }
-        asked: dict[str, object] = {"clients": self.clients}
-        if self.offered is not None:
-            asked = {"sent/s": round(self.offered, 1)}
         return {
             "what": self.what,
-            **asked,
+            "clients": self.clients,
             "answers": len(self.latencies),
             "failed": self.failed,
             "answers/s": round(self.per_second, 1),
@@ -164,63 +158,17 @@ async def closed_load(
         for body in bodies:  # all clients share it
             if time.perf_counter() - began >= seconds:
                 return
-            answers.append(await _ask(http, target, body, time.perf_counter()))
+            answers.append(await _ask(http, target, body))
 
     async with target.session(clients) as http:
         await _first(http, target)
         began = time.perf_counter()
         await asyncio.gather(*(client(http, began) for _ in range(clients)))
-    return _load(what or target.route, clients, answers, began)
-
-
-async def open_load(
-    target: Target,
-    per_second: float,
-    *,
-    seconds: float = 5.0,
-    most: int = MOST,
-    seed: int = 0,
-    what: str = "",
-) -> Load:
-    """Send requests at random moments, at a mean rate, and time the answers.
-
-    The moments are spread evenly at random over the time, which is what a Poisson process looks
-    like once the number of its events is known: many people ask, who do not know of one another.
-
-    Args:
-        target: What is asked.
-        per_second: Mean rate of the requests.
-        seconds: For how long requests are sent; at most `LONGEST`.
-        most: How many requests together.
-        seed: Of the random moments.
-        what: Name of what is loaded; by default the route.
-
-    Raises:
-        DataError: An argument is out of range, or that rate and time are less than one request or
-            more than `most`.
-        EndpointUnreachable: The service does not answer the first request with status 200.
-    """
-    _check(seconds, most, per_second)
-    number = round(per_second * seconds)
-    if not 1 <= number <= most:
-        raise DataError(
-            f"{per_second:g} requests a second for {seconds:g} s are {number}: give a rate and a "
-            f"time that make 1 to {most}."
-        )
-    moments = np.sort(np.random.default_rng(seed).uniform(0, seconds, number)).tolist()
-
-    async def ask(
-        http: aiohttp.ClientSession, due: float, body: Mapping[str, Any]
-    ) -> tuple[float, bool]:
-        await asyncio.sleep(due - time.perf_counter())
-        return await _ask(http, target, body, due)
-
-    async with target.session(number) as http:
-        await _first(http, target)
-        began = time.perf_counter()
-        asked = zip(moments, itertools.cycle(target.bodies), strict=False)
-        answers = await asyncio.gather(*(ask(http, began + moment, body) for moment, body in asked))
-    return _load(what or target.route, None, answers, began, number / seconds)
+        elapsed = time.perf_counter() - began
+    latencies = tuple(took for took, answered in answers if answered)
+    work = sum(took for took, _ in answers)
+    failed = len(answers) - len(latencies)
+    return Load(what or target.route, clients, latencies, failed, elapsed, work)
 
 
 def saturation(loads: Sequence[Load], share: float = SATURATED) -> Load:
@@ -239,58 +187,21 @@ def saturation(loads: Sequence[Load], share: float = SATURATED) -> Load:
     if not whole:
         raise DataError("Requests failed under each load: look at the service's log first.")
     enough = share * max(load.per_second for load in whole)
-    return min(
-        (load for load in whole if load.per_second >= enough), key=lambda load: load.clients or 0
-    )
-
-
-def in_time(loads: Sequence[Load], goal: float, percent: float = 95) -> list[Load]:
-    """Return the first loads at which enough answers came in time, up to the first that missed it.
-
-    Args:
-        loads: Closed loads on the same service, by rising number of clients.
-        goal: Seconds.
-        percent: Of the answers that should come within the goal.
-
-    Raises:
-        DataError: Not even the first one did.
-    """
-
-    def kept(load: Load) -> bool:
-        return not load.failed and bool(load.latencies) and load.percentile(percent) <= goal
-
-    found = list(itertools.takewhile(kept, loads))
-    if not found:
-        raise DataError(
-            f"Nothing was answered within {goal:g} s often enough: choose a later goal."
-        )
-    return found
+    return min((load for load in whole if load.per_second >= enough), key=lambda load: load.clients)
 
 
 async def _ask(
-    http: aiohttp.ClientSession, target: Target, body: Mapping[str, Any], due: float
+    http: aiohttp.ClientSession, target: Target, body: Mapping[str, Any]
 ) -> tuple[float, bool]:
-    """Return the seconds since a request was due, and whether it was answered with 200."""
+    """Return the seconds that a request took, and whether it was answered with 200."""
+    began = time.perf_counter()
     try:
         async with http.post(target.route, json=body) as answer:
             await answer.read()
             answered = answer.status == 200
     except (aiohttp.ClientError, TimeoutError):
         answered = False
-    return time.perf_counter() - due, answered
-
-
-def _load(
-    what: str,
-    clients: int | None,
-    answers: Sequence[tuple[float, bool]],
-    began: float,
-    offered: float | None = None,
-) -> Load:
-    elapsed = time.perf_counter() - began
-    latencies = tuple(took for took, answered in answers if answered)
-    work = sum(took for took, _ in answers)
-    return Load(what, clients, latencies, len(answers) - len(latencies), elapsed, work, offered)
+    return time.perf_counter() - began, answered
 
 
 async def _first(http: aiohttp.ClientSession, target: Target) -> None:

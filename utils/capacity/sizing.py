@@ -103,22 +103,6 @@ def memory(passages: int, dimensions: int, encoding: Encoding = "float32") -> in
     return passages * (vector + graph_bytes(passages) + ID_BYTES)
 
 
-def most_passages(limit: float, dimensions: int, encoding: Encoding = "float32") -> int:
-    """Return how many passages' vectors fit into that many bytes of memory; see `memory`.
-
-    Raises:
-        DataError: As for `bytes_per_vector`.
-    """
-    fewer, more = 0, 1 + int(limit) // bytes_per_vector(dimensions, encoding)
-    while more - fewer > 1:  # `memory` grows with every passage
-        middle = (fewer + more) // 2
-        if memory(middle, dimensions, encoding) <= limit:
-            fewer = middle
-        else:
-            more = middle
-    return fewer
-
-
 def disk(passages: int, dimensions: int, encoding: Encoding, text_bytes: int) -> int:
     """Return the bytes that one copy takes on disk, texts included.
 

@@ -1,23 +1,20 @@
 """What notebooks show: tables, measures, progress and drawn pipelines.
 
-Plain HTML, text and PNG, no widgets, nothing online. Whatever shows a model's output takes
-`weights`, the name of what really answered, and shows it. Every object also has a plain-text form,
-for terminals and for people who do not see pictures.
+Plain HTML, text and PNG, no widgets, nothing online. Every object also has a plain-text form, for
+terminals and for people who do not see pictures.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from nim_cookbook.evaluation import AnswerEvaluation, RetrievalScores, same_questions
 from nim_cookbook.pictures import MAX_PNG_BYTES, Picture, png_width, small_png
-from nim_cookbook.wording import MEASURE_MIME, count, cut
+from nim_cookbook.wording import MEASURE_MIME, cut
 
 if TYPE_CHECKING:
     from haystack import Pipeline
@@ -80,112 +77,6 @@ class Check(Table):
     def ok(self) -> bool:
         """Whether every endpoint answered."""
         return bool(len(self)) and all(self.frame["ready"] == "yes")
-
-
-def documents_table(
-    documents: Iterable[Any], *, weights: str, caption: str = "Documents", max_chars: int = 200
-) -> Table:
-    """Show Haystack documents: content, meta and score.
-
-    Args:
-        documents: Anything with `content`, `meta` and `score`.
-        weights: What made the vectors and scores, such as `nim.embedding.weights`.
-        caption: What these documents are.
-        max_chars: Longer contents are cut.
-    """
-    rows = (
-        {
-            "content": cut(document.content or "", max_chars),
-            "meta": ", ".join(f"{k}: {v}" for k, v in (document.meta or {}).items()),
-            "score": None if document.score is None else round(float(document.score), 4),
-        }
-        for document in documents
-    )
-    return Table(rows, f"{caption} (vectors and scores: {weights})")
-
-
-def usage_table(usage: Mapping[str, Mapping[str, Any]], *, weights: Mapping[str, str]) -> Table:
-    """Show token counts.
-
-    Args:
-        usage: The `usage` object of each call, by a name such as `"chat"`; nested details are
-            left out.
-        weights: What answered each call, by the same names.
-    """
-    rows = []
-    for name, counts in usage.items():
-        rows.append(
-            {
-                "call": name,
-                "prompt tokens": counts.get("prompt_tokens"),
-                "completion tokens": counts.get("completion_tokens"),
-                "total tokens": counts.get("total_tokens"),
-                "weights": weights[name],
-            }
-        )
-    return Table(rows, "Tokens used")
-
-
-def answers_table(
-    answers: Iterable[tuple[str, str, Iterable[Any]]], *, weights: str, max_chars: int = 400
-) -> Table:
-    """Show answers with the documents that they were made from.
-
-    Args:
-        answers: Question, answer, and the Haystack documents that the model was given.
-        weights: What answered, such as `nim.chat.weights`.
-        max_chars: Longer answers and documents are cut.
-    """
-    rows = (
-        {
-            "question": question,
-            "answer": cut(answer.strip(), max_chars),
-            "sources": " | ".join(cut(d.content or "", max_chars) for d in documents) or "none",
-        }
-        for question, answer, documents in answers
-    )
-    return Table(rows, f"Answers by {weights}")
-
-
-def scores_table(scores: AnswerEvaluation, *, weights: str) -> Table:
-    """Show the answers with their verdicts; the caption sums them up."""
-    rows = (
-        {
-            "question": row.query.question,
-            "expected": " / ".join(row.query.answers) or "(not in the documents)",
-            "answer": cut(row.answer.strip(), 200),
-            "correct": "yes" if row.correct else "no",
-        }
-        for row in scores.rows
-    )
-    right = sum(row.correct for row in scores.rows)
-    return Table(rows, f"Answers by {weights}: {right} of {len(scores.rows)} correct")
-
-
-def diff_pipelines(
-    before: Pipeline | Mapping[str, Any],
-    after: Pipeline | Mapping[str, Any],
-    *,
-    names: tuple[str, str] = ("before", "after"),
-) -> Table:
-    """Compare two pipelines and show only the lines in which they differ.
-
-    The serialised forms are compared value by value, not as text: the order of connections means
-    nothing.
-
-    Args:
-        before: A pipeline, or what its `to_dict()` returned.
-        after: The other one.
-        names: Column headings.
-    """
-    left, right = _flat(_serialised(before)), _flat(_serialised(after))
-    rows = [
-        {"line": key, names[0]: left.get(key, "(absent)"), names[1]: right.get(key, "(absent)")}
-        for key in [*left, *(key for key in right if key not in left)]
-        if left.get(key) != right.get(key)
-    ]
-    same = len(left.keys() | right.keys()) - len(rows)
-    return Table(rows, f"Lines that differ: {len(rows)} (and {same} are the same)")
 
 
 def measured(name: str, value: float | str, unit: str = "", weights: str = "") -> None:
@@ -306,28 +197,6 @@ def _label(text: str) -> str:
     return escape(text, quote=False).replace('"', "#quot;")
 
 
-def _serialised(pipeline: Pipeline | Mapping[str, Any]) -> Mapping[str, Any]:
-    return pipeline if isinstance(pipeline, Mapping) else pipeline.to_dict()
-
-
-def _flat(value: object, path: str = "") -> dict[str, str]:
-    """Turn nested values into one line a leaf, by its path."""
-    if isinstance(value, Mapping) and value:
-        pairs: Iterable[tuple[str, object]] = ((str(k), v) for k, v in value.items())
-    elif isinstance(value, Sequence) and not isinstance(value, str) and value:
-        items = list(value)
-        if path == "connections":
-            items.sort(key=lambda item: json.dumps(item, sort_keys=True, default=str))
-        pairs = ((str(number), item) for number, item in enumerate(items))
-    else:
-        return {path: value if isinstance(value, str) else json.dumps(value, default=str)}
-    return {
-        key: leaf
-        for name, item in pairs
-        for key, leaf in _flat(item, f"{path}.{name}" if path else name).items()
-    }
-
-
 def _is_numeric(cells: Iterable[object]) -> bool:
     return all(isinstance(cell, int | float) for cell in cells if _text(cell))
 
@@ -342,29 +211,3 @@ def _html_row(tag: str, cells: Iterable[str], align: Sequence[str]) -> str:
 
 def _text(cell: object) -> str:
     return "" if cell is None or cell is pd.NA or cell != cell else str(cell)
-
-
-def retrieval_table(
-    systems: Mapping[str, RetrievalScores],
-    milliseconds: Mapping[str, float],
-    *,
-    weights: str,
-    caption: str = "Retrieval",
-) -> Table:
-    """Show the scores of several retrievers, with their intervals, and how long a question takes.
-
-    Args:
-        systems: Scores on the same questions, by the retriever's name.
-        milliseconds: Time of one question, by the same names.
-        weights: What made the vectors and logits.
-        caption: What was searched.
-    """
-    names = same_questions(systems)
-    rows = [
-        {"retriever": name}
-        | {metric: str(systems[name].interval(metric)) for metric in systems[name].values}
-        | {"ms": round(milliseconds[name])}
-        for name in names
-    ]
-    questions = count(len(systems[names[0]].queries), "question")
-    return Table(rows, f"{caption}: {questions}, 95 % intervals, median time of one ({weights})")

@@ -245,13 +245,6 @@ def score_retrieval(
     return RetrievalScores(judged, _ranx(wanted, found, list(dict.fromkeys(metrics))))
 
 
-def same_questions(systems: Mapping[str, RetrievalScores]) -> list[str]:
-    """Return the systems' names, if all were scored on the same questions."""
-    if len({tuple(query.id for query in scores.queries) for scores in systems.values()}) > 1:
-        raise DataError("The retrievers were scored on different questions: use the same for all.")
-    return list(systems)
-
-
 def _ranking(query: Query, passages: Sequence[Passage], threshold: float) -> dict[int, float]:
     """Return what the passages hold, in order, with falling scores as ranx wants them."""
     order: list[int] = []

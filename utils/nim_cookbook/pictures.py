@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 # (https://jfly.uni-koeln.de/color/); markers and words say the same as they do.
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 SKY, GOLD, GREY = "#56B4E9", "#E69F00", "#B8B8B8"
-BAR = "#4c9a2a"
 STYLES = [
     (BLUE, "o"), (GOLD, "s"), (GREEN, "^"), (PINK, "D"), (SKY, "v"), ("#5E4C5F", "P"),
     (ORANGE, "X"), ("#999999", "<"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from textwrap import fill
-
 #: `nim-cookbook run` collects outputs of this type into its table.
 MEASURE_MIME = "application/vnd.nim-cookbook.measure+json"
 
@@ -12,11 +10,6 @@ def cut(text: str, limit: int) -> str:
     """Return a text on one line, cut at `limit` characters."""
     text = " ".join(text.split())
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
-
-
-def two_digits(value: float) -> str:
-    """Return a number with two digits after the point."""
-    return f"{round(float(value), 2) + 0:.2f}"  # + 0: no minus before a zero
 
 
 def duration(seconds: float) -> str:
@@ -38,8 +31,3 @@ def size(size: float) -> str:
 def count(number: int, what: str) -> str:
     """Return a number of things: 1 passage, 2 passages."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def wrapped(*lines: str, width: int) -> str:
-    """Return lines of text, broken at `width` characters."""
-    return "\n".join(fill(line, width) for line in lines)

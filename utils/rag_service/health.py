@@ -92,8 +92,7 @@ def _endpoint_check(endpoint: Endpoint, hosted: bool) -> Check:
 
 def _store_check() -> Check:
     """Ask the store of the configuration for the least that it can answer."""
-    from nim_cookbook.stores import KEY
-    from rag_service.settings import STORE_URL, Settings
+    from rag_service.settings import QDRANT_KEY, STORE_URL, Settings
     from rag_service.stores import store_kind
 
     url = Settings.from_environment().require(STORE_URL)
@@ -109,7 +108,7 @@ def _store_check() -> Check:
         return postgres
 
     async def qdrant() -> bool:
-        key = os.environ.get(KEY, "").strip()
+        key = os.environ.get(QDRANT_KEY, "").strip()
         headers = {"api-key": key} if key else {}
         async with httpx.AsyncClient(headers=headers, timeout=TIMEOUT) as client:
             return (await client.get(f"{url.rstrip('/')}/readyz")).status_code == 200

@@ -23,8 +23,7 @@ from haystack.utils import Secret
 
 from nim_cookbook.endpoints import shown, url_fault
 from nim_cookbook.errors import ConfigurationError, EndpointUnreachable
-from nim_cookbook.stores import KEY as QDRANT_KEY
-from rag_service.settings import INDEX, STORE_URL, Settings
+from rag_service.settings import INDEX, QDRANT_KEY, STORE_URL, Settings
 
 if TYPE_CHECKING:
     from haystack_integrations.document_stores.pgvector import PgvectorDocumentStore
