@@ -82,7 +82,8 @@ def cases(queries: Iterable[Query], passages: Sequence[Document]) -> list[Case]:
     of_document: dict[str, list[Document]] = {}
     for passage in passages:
         of_document.setdefault(passage.meta["document"], []).append(passage)
-    store = _store(passages)
+    store = InMemoryDocumentStore()
+    store.write_documents(list(passages))
     found = []
     for query in queries:
         held = _evidence(query, of_document) if query.answerable else _nearest(query, store)
@@ -99,12 +100,6 @@ def _evidence(query: Query, of_document: Mapping[str, list[Document]]) -> list[D
                 held[passage.id] = passage
                 break
     return list(held.values())
-
-
-def _store(passages: Sequence[Document]) -> InMemoryDocumentStore:
-    store = InMemoryDocumentStore()
-    store.write_documents(list(passages))
-    return store
 
 
 def _nearest(query: Query, store: InMemoryDocumentStore) -> list[Document]:
