@@ -139,7 +139,7 @@ def reading(api: endpoints.Endpoints, cases: Sequence[finetuning.Case]) -> list[
     builder, generator = parts.get_component("prompt_builder"), parts.get_component("generator")
     answers = []
     for case in each(cases, "reading"):
-        prompt = builder.run(question=case.query.question, documents=list(case.passages))["prompt"]
+        prompt = builder.run(question=case.query.question, documents=list(case.chunks))["prompt"]
         answers.append(generator.run(messages=prompt)["replies"][0].text or "")
     return answers
 
@@ -183,7 +183,7 @@ def measured(name: str, api: endpoints.Endpoints, split: str, most: int | None) 
     """Return the scores and answers of one measure."""
     if name == "people":
         return {"scores": people_rows(people(api))}
-    chunks = indexing.company_passages(corpus.company_files())
+    chunks = indexing.company_chunks(corpus.company_files())
     queries = [query for query in corpus.load_company().split(split) if query.answerable]
     cases = finetuning.cases(queries, chunks)
     if most is not None and most < len(cases):

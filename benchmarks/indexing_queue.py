@@ -37,7 +37,7 @@ from rag_service.local import LocalServices, endpoint_settings
 from rag_service.queue import Queue, connect, subject_key
 from rag_service.stores import open_store
 
-LONG = 60  # passages of the file whose worker is killed
+LONG = 60  # chunks of the file whose worker is killed
 
 
 def say(text: str) -> None:
@@ -46,7 +46,7 @@ def say(text: str) -> None:
 
 
 def write_files(folder: Path, count: int) -> None:
-    """Write small Markdown files, one passage each."""
+    """Write small Markdown files, one chunk each."""
     for number in range(count):
         text = f"# Note {number}\n\n" + f"The lamp in room {number} is green. " * 10
         (folder / f"note-{number}.md").write_text(text, encoding="utf-8")

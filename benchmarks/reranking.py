@@ -10,8 +10,8 @@ three on the same questions: where its interval lies above zero, reranking beats
 you would have chosen without it. The vectors and the logits come from the endpoints that
 `COOKBOOK_ENDPOINTS` names, over HTTP as in the recipes.
 
-The company's documents in force are cut into passages as in the recipes; in a folder of BEIR's a
-document is one passage, its title first. The servers are started if they do not run.
+The company's documents in force are cut into chunks as in the recipes; in a folder of BEIR's a
+document is one chunk, its title first. The servers are started if they do not run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import Stemmer
 
 from nim_cookbook import corpus, endpoints, indexing
 from nim_cookbook.errors import CookbookError
-from nim_cookbook.evaluation import Passage, Scores, bootstrap, paired_bootstrap, score_retrieval
+from nim_cookbook.evaluation import Chunk, Scores, bootstrap, paired_bootstrap, score_retrieval
 
 METRIC = "ndcg@10"
 LIST = 100  # results of each search that are fused
@@ -39,17 +39,17 @@ RRF = 60  # the constant of Cormack, Clarke and Buettcher (SIGIR 2009)
 TEXTS = 64  # texts in one embedding request
 
 
-def company_passages() -> list[Passage]:
-    """Return the passages of the company's documents in force, cut as in the recipes."""
+def company_chunks() -> list[Chunk]:
+    """Return the chunks of the company's documents in force, cut as in the recipes."""
     files, _ = indexing.in_force(corpus.company_files())
-    made = indexing.company_passages(files)
-    return [Passage(passage.meta["document"], passage.content or "") for passage in made]
+    made = indexing.company_chunks(files)
+    return [Chunk(chunk.meta["document"], chunk.content or "") for chunk in made]
 
 
-def beir_passages(collection: corpus.Collection) -> list[Passage]:
-    """Return one passage for each document, its title first."""
+def beir_chunks(collection: corpus.Collection) -> list[Chunk]:
+    """Return one chunk for each document, its title first."""
     texts = [(s.id, f"{s.title}. {s.text}" if s.title else s.text) for s in collection.sources]
-    return [Passage(name, text) for name, text in texts if text.strip()]
+    return [Chunk(name, text) for name, text in texts if text.strip()]
 
 
 def keyword_search(texts: Sequence[str], questions: Sequence[str]) -> list[list[int]]:
@@ -91,7 +91,7 @@ class Client:
         self._http = httpx.Client(timeout=300)
 
     def embed(self, texts: Sequence[str], kind: str) -> npt.NDArray[np.float32]:
-        """Return vectors of length one, shape (texts, width); `kind` is `query` or `passage`."""
+        """Return vectors of length one, shape (texts, width); `kind` is `query` or `chunk`."""
         rows: list[list[float]] = []
         for start in range(0, len(texts), TEXTS):
             part = list(texts[start : start + TEXTS])
@@ -123,7 +123,7 @@ class Client:
 
 def searches(
     client: Client,
-    found: Sequence[Passage],
+    found: Sequence[Chunk],
     questions: Sequence[corpus.Query],
     depth: int,
 ) -> dict[str, list[list[int]]]:
@@ -143,7 +143,7 @@ def searches(
 
 def scored(
     rankings: Mapping[str, list[list[int]]],
-    found: Sequence[Passage],
+    found: Sequence[Chunk],
     questions: Sequence[corpus.Query],
 ) -> dict[str, Scores]:
     """Return nDCG@10 of each question, by search."""
@@ -159,7 +159,7 @@ def scored(
 
 def show(name: str, size: int, scores: Mapping[str, Scores]) -> dict[str, object]:
     """Print a collection's table and return its numbers."""
-    print(f"{name}: {size} passages, {len(scores['RRF'])} questions")
+    print(f"{name}: {size} chunks, {len(scores['RRF'])} questions")
     for search, values in scores.items():
         print(f"  {search:<16} {bootstrap(values)}")
     best = max(("BM25", "dense", "RRF"), key=lambda search: scores[search].mean())
@@ -173,16 +173,16 @@ def show(name: str, size: int, scores: Mapping[str, Scores]) -> dict[str, object
 
 
 def collections(folders: Sequence[str], limit: int | None) -> list[tuple[str, Any, Any]]:
-    """Return name, passages and judged questions of each collection."""
+    """Return name, chunks and judged questions of each collection."""
     company = corpus.load_company()
-    cut = company_passages()
+    cut = company_chunks()
     asked = [(f"company, {split}", cut, company.split(split)) for split in ("dev", "test")]
     for folder in folders:
         given = corpus.load_beir(folder)
         # Where a folder has several splits, a query is scored once.
         unique = {query.id: query for query in given.queries}
         name = Path(folder).resolve().name
-        asked.append((name, beir_passages(given), tuple(unique.values())))
+        asked.append((name, beir_chunks(given), tuple(unique.values())))
     return [(n, p, [q for q in queries if q.evidence][:limit]) for n, p, queries in asked]
 
 
@@ -199,7 +199,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folders", nargs="*", metavar="BEIR_FOLDER")
-    parser.add_argument("--depth", type=int, default=20, help="passages that are reranked")
+    parser.add_argument("--depth", type=int, default=20, help="chunks that are reranked")
     parser.add_argument("--questions", type=int, help="use only the first so many of each")
     parser.add_argument("--json", type=Path, help="write the numbers here as well")
     options = parser.parse_args()

@@ -1,12 +1,12 @@
 """How near the computed memory of a vector store is to what Qdrant's engine takes.
 
-    python benchmarks/store_memory.py [--passages 10000 100000] [--dimensions 384]
+    python benchmarks/store_memory.py [--chunks 10000 100000] [--dimensions 384]
                                       [--encodings float32 int8 binary] [--ef-construct 100]
                                       [--json results.json]
 
-Passages with random vectors and the company's texts are written into Qdrant's engine
+Chunks with random vectors and the company's texts are written into Qdrant's engine
 (`qdrant-edge-py`), which builds its HNSW graph; a fresh process opens the store, searches, and
-reads its resident memory. What a store of 500 passages takes is taken off. See
+reads its resident memory. What a store of 500 chunks takes is taken off. See
 `capacity.measured`. Disk is what the files occupy.
 
 Most of the time goes into the graph of full vectors. A smaller `--ef-construct` is faster, and
@@ -25,13 +25,13 @@ from capacity.measured import store_memory_measured
 from capacity.sizing import ENCODINGS, Encoding, disk, memory
 
 
-def compare(passages: int, dimensions: int, encoding: Encoding, ef: int) -> dict[str, object]:
+def compare(chunks: int, dimensions: int, encoding: Encoding, ef: int) -> dict[str, object]:
     """Return what was computed and measured, and by how much the former is too high."""
-    found = store_memory_measured(passages, dimensions, encoding, ef_construct=ef)
-    computed = memory(passages, dimensions, encoding)
-    files = disk(passages, dimensions, encoding, found.text_bytes)
+    found = store_memory_measured(chunks, dimensions, encoding, ef_construct=ef)
+    computed = memory(chunks, dimensions, encoding)
+    files = disk(chunks, dimensions, encoding, found.text_bytes)
     return {
-        "passages": passages,
+        "chunks": chunks,
         "encoding": encoding,
         "memory_computed": computed,
         "memory_measured": found.memory,
@@ -47,7 +47,7 @@ def compare(passages: int, dimensions: int, encoding: Encoding, ef: int) -> dict
 def main() -> int:
     """Run the measurements and print them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--passages", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--chunks", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--dimensions", type=int, default=384)
     parser.add_argument(
         "--encodings", nargs="+", choices=ENCODINGS, default=["float32", "int8", "binary"]
@@ -56,9 +56,9 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = []
-    for passages in options.passages:
+    for chunks in options.chunks:
         for encoding in options.encodings:
-            row = compare(passages, options.dimensions, encoding, options.ef_construct)
+            row = compare(chunks, options.dimensions, encoding, options.ef_construct)
             line = ", ".join(f"{name} {value}" for name, value in row.items())
             print(f"  {line}", file=sys.stderr, flush=True)
             rows.append(row)

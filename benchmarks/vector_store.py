@@ -4,18 +4,18 @@
                                       [--parts indexing search] [--json results.json]
 
 1. Indexing: the company's files into an embedded Qdrant on disk by `nim_cookbook.indexing.update`,
-   from the files to the last vector written, against the same passages' texts sent straight to the
+   from the files to the last vector written, against the same chunks' texts sent straight to the
    embedding endpoint in the client's batches, which is its limit. Rounds alternate, each pair gives
    a ratio (1 would be an index that costs nothing), and a clock around each part tells where the
    rest goes.
 2. Search: the time of one query through `QdrantEmbeddingRetriever`, with and without a filter on
    the metadata, on disk and in memory, for each size; time to open the store, bytes on disk, and
    how much larger the process becomes. Each case has a process of its own. The vectors are
-   synthetic: those of the company's passages with noise, of length 1, with the passages' texts and
+   synthetic: those of the company's chunks with noise, of length 1, with the chunks' texts and
    metadata. The embedded mode is called reasonable up to the largest size at which 95 % of the
    searches take less than 50 ms, and beside it stands what embedding the question takes.
 
-It starts the local servers if none run. 100,000 passages on disk take many minutes to write. Ctrl-C
+It starts the local servers if none run. 100,000 chunks on disk take many minutes to write. Ctrl-C
 leaves nothing behind but the results so far.
 """
 
@@ -50,7 +50,7 @@ from nim_cookbook.corpus import company_files, load_company
 BATCH = 32  # NvidiaDocumentEmbedder's own
 LIMIT_MS = 50.0  # a search that people do not notice beside embedding and answering
 NOISE = 0.5  # length of what is added to a vector of length 1; the cosine to it is then about 0.9
-CHUNK = 1000  # passages written at a time
+BATCH = 1000  # chunks written at a time
 FILTER = {"field": "meta.kind", "operator": "==", "value": "policy"}
 
 
@@ -140,11 +140,11 @@ def index_once(
 
 
 def measure_indexing(
-    api: endpoints.Endpoints, passages: list[Document], rounds: int
+    api: endpoints.Endpoints, chunks: list[Document], rounds: int
 ) -> dict[str, object]:
     """Measure indexing against the embedding endpoint's own limit."""
     files = indexing.source_files(indexing.in_force(company_files())[0])
-    texts = [passage.content or "" for passage in passages]
+    texts = [chunk.content or "" for chunk in chunks]
     dimensions = embed(api, texts[:BATCH]).shape[1]
     direct: list[float] = []
     built: list[dict[str, float]] = []
@@ -162,9 +162,9 @@ def measure_indexing(
     parts = list(dict.fromkeys(name for times in built for name in times))
     return {
         "files": len(files),
-        "passages": len(texts),
-        "endpoint_passages_per_second": spread([len(texts) / s for s in direct]),
-        "indexing_passages_per_second": spread([len(texts) / b["whole"] for b in built]),
+        "chunks": len(texts),
+        "endpoint_chunks_per_second": spread([len(texts) / s for s in direct]),
+        "indexing_chunks_per_second": spread([len(texts) / b["whole"] for b in built]),
         "indexing_over_endpoint": spread(
             [s / b["whole"] for s, b in zip(direct, built, strict=True)]
         ),
@@ -180,11 +180,11 @@ def measure_indexing(
 # -------------------------------------------------------------------------------------- search
 
 
-def synthetic(passages: list[Document], vectors: np.ndarray, size: int) -> Iterable[list[Document]]:
-    """Yield passages in chunks: real texts and metadata, real vectors with noise, of length 1."""
+def synthetic(chunks: list[Document], vectors: np.ndarray, size: int) -> Iterable[list[Document]]:
+    """Yield chunks in batches: real texts and metadata, real vectors with noise, of length 1."""
     generator = np.random.default_rng(size)
-    for start in range(0, size, CHUNK):
-        numbers = np.arange(start, min(start + CHUNK, size))
+    for start in range(0, size, BATCH):
+        numbers = np.arange(start, min(start + BATCH, size))
         noise = generator.normal(size=(len(numbers), vectors.shape[1]))
         noise *= NOISE / np.linalg.norm(noise, axis=1, keepdims=True)
         noisy = vectors[numbers % len(vectors)] + noise
@@ -192,8 +192,8 @@ def synthetic(passages: list[Document], vectors: np.ndarray, size: int) -> Itera
         yield [
             Document(
                 id=f"{number:032x}",
-                content=passages[number % len(passages)].content,
-                meta=passages[number % len(passages)].meta,
+                content=chunks[number % len(chunks)].content,
+                meta=chunks[number % len(chunks)].meta,
                 embedding=vector.tolist(),
             )
             for number, vector in zip(numbers.tolist(), noisy, strict=True)
@@ -207,15 +207,15 @@ def resident() -> float:
 
 
 def fill(store: QdrantDocumentStore, data: dict[str, Any], size: int) -> float:
-    """Write passages; return the seconds that writing took."""
+    """Write chunks; return the seconds that writing took."""
     taken = 0.0
     done = 0
-    for chunk in synthetic(data["passages"], data["vectors"], size):
+    for batch in synthetic(data["chunks"], data["vectors"], size):
         began = time.perf_counter()
-        store.write_documents(chunk, policy=DuplicatePolicy.OVERWRITE)
+        store.write_documents(batch, policy=DuplicatePolicy.OVERWRITE)
         taken += time.perf_counter() - began
-        done += len(chunk)
-        if done % (10 * CHUNK) == 0:
+        done += len(batch)
+        if done % (10 * BATCH) == 0:
             say(f"    {done:,} of {size:,} written after {taken:.0f} s")
     return taken
 
@@ -241,13 +241,13 @@ def case(folder: Path, kind: str, step: str, size: int) -> dict[str, object]:
     opening = time.perf_counter() - began
     result: dict[str, object] = {}
     if step == "write" or kind == "memory":
-        result["write_passages_per_second"] = round(size / fill(store, data, size))
+        result["write_chunks_per_second"] = round(size / fill(store, data, size))
     if step == "search":
         if kind == "disk":
             assert found == size, (found, size)
             files = (f for f in Path(str(path)).rglob("*") if f.is_file())
             result["open_seconds"] = round(opening, 2)
-            result["disk_bytes_per_passage"] = round(sum(f.stat().st_size for f in files) / size)
+            result["disk_bytes_per_chunk"] = round(sum(f.stat().st_size for f in files) / size)
         result["memory_mb"] = round(resident() - before)
         result["search_ms"] = percentiles(search_times(store, data["queries"], None))
         result["filtered_search_ms"] = percentiles(search_times(store, data["queries"], FILTER))
@@ -255,19 +255,19 @@ def case(folder: Path, kind: str, step: str, size: int) -> dict[str, object]:
     return result
 
 
-def save(folder: Path, passages: list[Document], vectors: np.ndarray, queries: np.ndarray) -> None:
+def save(folder: Path, chunks: list[Document], vectors: np.ndarray, queries: np.ndarray) -> None:
     """Leave what the processes of the cases need."""
     np.savez(folder / "vectors.npz", vectors=vectors, queries=queries)
-    plain = [{"content": p.content, "meta": p.meta} for p in passages]
-    (folder / "passages.json").write_text(json.dumps(plain), encoding="utf-8")
+    plain = [{"content": p.content, "meta": p.meta} for p in chunks]
+    (folder / "chunks.json").write_text(json.dumps(plain), encoding="utf-8")
 
 
 def load(folder: Path) -> dict[str, Any]:
     """Read it again."""
     arrays = np.load(folder / "vectors.npz")
-    plain = json.loads((folder / "passages.json").read_text(encoding="utf-8"))
-    passages = [Document(content=p["content"], meta=p["meta"]) for p in plain]
-    return {"vectors": arrays["vectors"], "queries": arrays["queries"], "passages": passages}
+    plain = json.loads((folder / "chunks.json").read_text(encoding="utf-8"))
+    chunks = [Document(content=p["content"], meta=p["meta"]) for p in plain]
+    return {"vectors": arrays["vectors"], "queries": arrays["queries"], "chunks": chunks}
 
 
 def run_case(folder: Path, kind: str, step: str, size: int) -> dict[str, object]:
@@ -280,32 +280,32 @@ def run_case(folder: Path, kind: str, step: str, size: int) -> dict[str, object]
 
 def measure_search(
     api: endpoints.Endpoints,
-    passages: list[Document],
+    chunks: list[Document],
     sizes: list[int],
     queries: int,
     kinds: list[str],
 ) -> dict[str, object]:
     """Measure searches at each size, and say from which size the embedded mode is too slow."""
     asked = [q.question for q in load_company().queries if q.answerable][:queries]
-    vectors = embed(api, [passage.content or "" for passage in passages])
+    vectors = embed(api, [chunk.content or "" for chunk in chunks])
     embed(api, asked[:1], "query")
     embedding = percentiles([seconds(lambda t=t: embed(api, [t], "query")) for t in asked])
     cases: dict[str, dict[str, object]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        save(folder, passages, vectors, embed(api, asked, "query"))
+        save(folder, chunks, vectors, embed(api, asked, "query"))
         for size in sorted(sizes):
             for kind in kinds:
-                say(f"  {size:,} passages, {kind}")
+                say(f"  {size:,} chunks, {kind}")
                 result = run_case(folder, kind, "write", size) if kind == "disk" else {}
                 result |= run_case(folder, kind, "search", size)
-                cases[f"{size} passages, {kind}"] = result
+                cases[f"{size} chunks, {kind}"] = result
                 say(f"    {json.dumps(result)}")
     return {
         "vectors": f"synthetic: {len(vectors)} real ones with noise, {vectors.shape[1]} numbers",
         "queries": len(asked),
         "filter_keeps": round(
-            sum(p.meta["kind"] == FILTER["value"] for p in passages) / len(passages), 3
+            sum(p.meta["kind"] == FILTER["value"] for p in chunks) / len(chunks), 3
         ),
         "embedding_a_question_ms": embedding,
         "cases": cases,
@@ -320,7 +320,7 @@ def verdict(
     lines = []
     for kind in kinds:
         for what in ("search_ms", "filtered_search_ms"):
-            p95 = {size: cases[f"{size} passages, {kind}"][what]["p95"] for size in sizes}
+            p95 = {size: cases[f"{size} chunks, {kind}"][what]["p95"] for size in sizes}
             slow = [size for size in sizes if p95[size] > LIMIT_MS]
             longer = [size for size in sizes if p95[size] > embedding]
             lines.append(
@@ -356,12 +356,12 @@ def main() -> int:
     api = endpoints.connect()
     results: dict[str, object] = {"weights": api.embedding.weights}
     try:
-        passages = indexing.company_passages(indexing.in_force(company_files())[0])
+        chunks = indexing.company_chunks(indexing.in_force(company_files())[0])
         if "indexing" in options.parts:
-            results["indexing"] = measure_indexing(api, passages, options.rounds)
+            results["indexing"] = measure_indexing(api, chunks, options.rounds)
         if "search" in options.parts:
             results["search"] = measure_search(
-                api, passages, options.sizes, options.queries, options.kinds
+                api, chunks, options.sizes, options.queries, options.kinds
             )
     except KeyboardInterrupt:
         say("Stopped.")

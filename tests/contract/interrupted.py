@@ -46,7 +46,7 @@ def update(folder: Path, url: str, batches: tuple[str, ...], started=None) -> No
 
 
 def content(folder: Path) -> dict[str, tuple[object, ...]]:
-    """Return text, metadata and vector of every passage by its id, as a new process sees them."""
+    """Return text, metadata and vector of every chunk by its id, as a new process sees them."""
     copy = folder.with_name(f"{folder.name}-copy")
     shutil.copytree(folder, copy)
     store = open_store(copy)

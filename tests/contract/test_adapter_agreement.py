@@ -61,10 +61,10 @@ def tokenizer(file):
 
 @pytest.fixture(scope="module")
 def prompts() -> list[str]:
-    """Questions of the test split with the passages that hold the answer."""
-    passages = indexing.company_passages(corpus.company_files(), 35, 10)
+    """Questions of the test split with the chunks that hold the answer."""
+    chunks = indexing.company_chunks(corpus.company_files(), 35, 10)
     queries = [query for query in corpus.load_company().split("test") if query.answerable]
-    return [case.prompt for case in finetuning.cases(queries[: 2 * PROMPTS], passages)][:PROMPTS]
+    return [case.prompt for case in finetuning.cases(queries[: 2 * PROMPTS], chunks)][:PROMPTS]
 
 
 @pytest.fixture(scope="module")

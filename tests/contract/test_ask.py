@@ -59,11 +59,11 @@ def test_answers_over_files_with_their_sources(cache: Path, tmp_path: Path) -> N
     answer = json.loads(first.stdout)
     assert answer["sources"][0]["file"] == "owl.md"
     assert contains(answer["answer"], "Bernard")
-    assert "2 added, 1 skipped; 2 passages embedded" in first.stderr
+    assert "2 added, 1 skipped; 2 chunks embedded" in first.stderr
     assert "WARNING" not in first.stderr
     second = ask(cache, folder, "Which planet has the most moons?", "--threshold", "9")
     assert second.returncode == 0, second.stderr
-    assert "2 unchanged, 1 skipped; 0 passages embedded" in second.stdout
+    assert "2 unchanged, 1 skipped; 0 chunks embedded" in second.stdout
     assert "The documents do not tell." in second.stdout
     assert "Answered by: chat: " in second.stdout
 
@@ -101,11 +101,11 @@ def test_ctrl_c_while_indexing_is_clean_and_mended_by_the_next_run(
     again = ask(cache, folder, "What does the gauge show in note 7?")
     assert again.returncode == 0, again.stderr
     assert f"{MANY - written} added, {written} unchanged" in again.stdout
-    assert f"{MANY} passages in all" in again.stdout
+    assert f"{MANY} chunks in all" in again.stdout
 
 
 def _points(cache: Path) -> int:
-    """Return how many passages the one index in the cache holds on disk."""
+    """Return how many chunks the one index in the cache holds on disk."""
     for file in cache.glob("indexes/*/qdrant/collection/*/storage.sqlite"):
         with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(file)) as data:
             return int(data.execute("select count(*) from points").fetchone()[0])

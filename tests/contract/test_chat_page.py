@@ -96,7 +96,7 @@ def test_a_reader_asks_and_reads_the_answer_and_its_source(
             playwright.expect(answer).to_contain_text(SOURCE, timeout=60_000)
             playwright.expect(answer).to_contain_text(ANSWER)
             answer.get_by_text("Source 1").click()
-            # The passage's first line, beside the answer.
+            # The chunk's first line, beside the answer.
             playwright.expect(page.get_by_text(TITLE)).to_be_visible()
             picture = Path(os.environ.get(SCREENSHOT) or tmp_path / "chat.png")
             picture.parent.mkdir(exist_ok=True)

@@ -132,7 +132,7 @@ def test_a_question_on_another_subject_is_refused_without_a_source(client: httpx
     assert (result["answer"], result["sources"]) == (REFUSAL, [])
 
 
-def test_search_finds_passages_in_order_and_asks_no_chat_model(client: httpx.Client) -> None:
+def test_search_finds_chunks_in_order_and_asks_no_chat_model(client: httpx.Client) -> None:
     found = client.post("/search/run", json={"question": QUESTION, "top_k": 3}).json()["result"]
     scores = [source["score"] for source in found["sources"]]
     assert len(scores) == 3

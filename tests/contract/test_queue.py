@@ -126,7 +126,7 @@ class Bench:
                 store.close()
 
     def found(self) -> Content:
-        """Return text and metadata of every passage, by id."""
+        """Return text and metadata of every chunk, by id."""
         return {d.id: (d.content, _meta(d)) for d in self.documents()}
 
     def texts(self, document: str) -> str:
@@ -178,8 +178,8 @@ def fill(bench: Bench, count: int) -> None:
         bench.write(f"note-{number}.md", f"# Note {number}\n\nThe code of room {number} is blue.")
 
 
-def long_text(passages: int) -> str:
-    return " ".join(f"Room {number} is blue." for number in range(passages * 20))
+def long_text(chunks: int) -> str:
+    return " ".join(f"Room {number} is blue." for number in range(chunks * 20))
 
 
 async def until(condition, seconds: float = 60) -> None:
@@ -216,8 +216,8 @@ async def test_files_are_indexed_once(bench):
         depth = await queue.depth()
         assert (depth.open, depth.dead) == (0, 0)
     embedded = document_embedder(bench.endpoint).run(bench.documents())["documents"]
-    for passage, again in zip(bench.documents(), embedded, strict=True):
-        assert np.dot(passage.embedding, again.embedding) > 0.999
+    for chunk, again in zip(bench.documents(), embedded, strict=True):
+        assert np.dot(chunk.embedding, again.embedding) > 0.999
 
 
 async def test_the_same_content_is_stored_once(bench):
@@ -232,7 +232,7 @@ async def test_the_same_content_is_stored_once(bench):
     assert bench.texts("two.txt").endswith(f"Twins. {bench.index}")
 
 
-async def test_a_changed_file_replaces_its_passages_and_a_removed_one_takes_them_away(bench):
+async def test_a_changed_file_replaces_its_chunks_and_a_removed_one_takes_them_away(bench):
     bench.write("rules.md", "# Rules\n\n" + long_text(4))
     bench.write("stays.md", "# Stays\n\nIt stays.")
     async with bench.connect() as queue, bench.workers(queue):
@@ -507,8 +507,8 @@ def kill_after(monkeypatch, owner: type, name: str, call: int) -> None:
 WRITES = {
     "claim": (Queue, "put_if", 1),
     "try": (Queue, "put_if", 2),
-    "passages": (PgvectorDocumentStore, "write_documents", 1),
-    "old passages": (PgvectorDocumentStore, "delete_documents", 1),
+    "chunks": (PgvectorDocumentStore, "write_documents", 1),
+    "old chunks": (PgvectorDocumentStore, "delete_documents", 1),
     "acknowledgement": (Msg, "ack_sync", 1),
     "dead letters": (JetStreamContext, "purge_stream", 1),
     "end of the try": (Queue, "delete", 1),
@@ -520,7 +520,7 @@ WRITES = {
     "write",
     [
         pytest.param(
-            write, marks=[] if write in ("passages", "acknowledgement") else [pytest.mark.long]
+            write, marks=[] if write in ("chunks", "acknowledgement") else [pytest.mark.long]
         )
         for write in WRITES
     ],

@@ -38,8 +38,8 @@ def test_a_length_that_is_no_multiple_of_anything():
     assert sizing.memory(10_000, 1001, "int8") == pytest.approx(found.memory, rel=0.2)
 
 
-def test_too_few_passages_and_impossible_vectors_are_refused():
-    with pytest.raises(DataError, match="4,999 passages are too few"):
+def test_too_few_chunks_and_impossible_vectors_are_refused():
+    with pytest.raises(DataError, match="4,999 chunks are too few"):
         measured.store_memory_measured(4_999)
     with pytest.raises(DataError, match="'int4'"):
         measured.store_memory_measured(5_000, 384, "int4")

@@ -1,6 +1,6 @@
 """Endpoints that answer at once and by rule, for tests of what is built on them.
 
-Vectors count words, logits count the words that question and passage share, and the chat model says
+Vectors count words, logits count the words that question and chunk share, and the chat model says
 `ANSWER`. Everything that was asked is kept.
 """
 
@@ -30,7 +30,7 @@ class FakeModels:
 
     Attributes:
         url: Their common base URL.
-        embedded: The passages that were embedded, in order; no questions.
+        embedded: The chunks that were embedded, in order; no questions.
         prompts: The last message of each chat.
         ranked: The requests for a ranking.
         width: Width of the vectors.

@@ -52,7 +52,7 @@ def files(answer: Answer) -> list[str]:
     return [source.meta["file_path"] for source in answer.sources]
 
 
-def test_an_answer_comes_with_the_passages_that_the_model_was_shown(models, api, store):
+def test_an_answer_comes_with_the_chunks_that_the_model_was_shown(models, api, store):
     answer = ask(query_pipeline(api, store, top_k=2), QUESTION)
     assert answer.question == QUESTION
     assert answer.text == ANSWER
@@ -111,7 +111,7 @@ def test_the_pipeline_is_saved_without_the_key_and_read_again(api, store):
     assert router.run(documents=documents) == {"refusal": REFUSAL}
 
 
-def test_a_passage_without_spaces_does_not_fill_the_prompt(api):
+def test_a_chunk_without_spaces_does_not_fill_the_prompt(api):
     memory = QdrantDocumentStore(":memory:", embedding_dim=2, progress_bar=False)
     builder = query_pipeline(api, memory).get_component("prompt_builder")
     long = Document(content="x" * 100_000, meta={"file_path": "dump.txt"})

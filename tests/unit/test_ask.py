@@ -160,7 +160,7 @@ def test_a_name_that_cannot_be_shown_is_reported(tmp_path):
 def test_an_answer_with_its_sources(session, capsys):
     assert session.ask("Where does the raft lie?", "--top-k", "2") == 0
     output = capsys.readouterr().out
-    assert "3 added, 2 skipped; 5 passages embedded; 5 passages in all." in output
+    assert "3 added, 2 skipped; 5 chunks embedded; 5 chunks in all." in output
     assert "skipped empty.txt: the file is empty" in output
     assert re.search(r"skipped broken\.pdf: it cannot be read as a PDF", output)
     assert "2 files of other kinds left out: .docx, .png" in output
@@ -179,7 +179,7 @@ def test_a_second_run_embeds_nothing(session, capsys):
     capsys.readouterr()
     assert session.ask(ASKED) == 0
     assert session.models.embedded == []
-    assert "3 unchanged, 2 skipped; 0 passages embedded" in capsys.readouterr().out
+    assert "3 unchanged, 2 skipped; 0 chunks embedded" in capsys.readouterr().out
 
 
 def test_only_what_changed_is_embedded_and_what_was_deleted_is_gone(session, capsys):
@@ -191,7 +191,7 @@ def test_only_what_changed_is_embedded_and_what_was_deleted_is_gone(session, cap
     output = capsys.readouterr().out
     (text,) = session.models.embedded
     assert text.endswith("The kettle is new.")
-    assert "1 changed, 1 removed, 1 unchanged, 2 skipped; 1 passages embedded; 4 passages" in output
+    assert "1 changed, 1 removed, 1 unchanged, 2 skipped; 1 chunks embedded; 4 chunks" in output
     assert "owl.txt" not in output
     assert KETTLE not in session.models.prompts[0]
     assert "The kettle is new." in session.models.prompts[0]
@@ -254,7 +254,7 @@ def test_interrupted_while_indexing_the_next_run_completes_it(session, monkeypat
     assert session.closed == 1
     assert session.ask(ASKED) == 0
     assert 0 < len(session.models.embedded) < 155
-    assert "155 passages in all" in capsys.readouterr().out
+    assert "155 chunks in all" in capsys.readouterr().out
     session.ask(ASKED)
     assert session.models.embedded == []
 
@@ -266,7 +266,7 @@ def test_below_the_threshold_is_a_refusal(session, capsys):
     assert session.ask(ASKED, "--threshold", "99") == 0
     output = capsys.readouterr().out
     assert REFUSAL in output
-    assert "The best passage scores 4.00, and 99.00 is asked for" in output
+    assert "The best chunk scores 4.00, and 99.00 is asked for" in output
     assert "[1]" not in output
     assert session.models.prompts == []
 

@@ -43,22 +43,22 @@ workloads = st.builds(
     ("tokens", "chunk", "overlap", "expected"),
     [(1, 256, 32, 1), (256, 256, 32, 1), (257, 256, 32, 2), (480, 256, 32, 2), (481, 256, 32, 3)],
 )
-def test_passages_of_one_document(tokens, chunk, overlap, expected):
-    assert capacity.passages_of(tokens, chunk, overlap) == expected
+def test_chunks_of_one_document(tokens, chunk, overlap, expected):
+    assert capacity.chunks_of(tokens, chunk, overlap) == expected
 
 
 @given(st.integers(1, 3000), st.integers(1, 300), st.data())
-def test_passages_cover_the_document_and_no_more(tokens, chunk, drawn):
+def test_chunks_cover_the_document_and_no_more(tokens, chunk, drawn):
     overlap = drawn.draw(st.integers(0, chunk - 1))
     starts = [0]
     while starts[-1] + chunk < tokens:  # as a splitter goes on
         starts.append(starts[-1] + chunk - overlap)
-    assert capacity.passages_of(tokens, chunk, overlap) == len(starts)
+    assert capacity.chunks_of(tokens, chunk, overlap) == len(starts)
 
 
 def test_the_store_is_what_sizing_computes():
     size = capacity.store_size(work(copies=3, encoding="int8", dimensions=1024))
-    assert size.passages == 1000 * 5
+    assert size.chunks == 1000 * 5
     assert size.memory == sizing.memory(5000, 1024, "int8")
     assert size.disk == sizing.disk(5000, 1024, "int8", 256 * capacity.BYTES_PER_TOKEN)
     assert (size.memory_all, size.disk_all) == (3 * size.memory, 3 * size.disk)

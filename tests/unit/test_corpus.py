@@ -61,7 +61,7 @@ def test_every_quote_is_in_its_document():
             assert 5 <= len(entry.quote.split()) <= 40, query.id
 
 
-def test_a_single_passage_answer_is_in_its_quote():
+def test_a_single_chunk_answer_is_in_its_quote():
     for query in COMPANY.queries:
         if query.kind in ("lookup", "paraphrase"):
             assert len(query.evidence) == 1, query.id
@@ -134,7 +134,7 @@ def test_the_readme_has_the_counts():
 
 
 @pytest.mark.parametrize(
-    ("passage", "quote", "share"),
+    ("chunk", "quote", "share"),
     [
         ("The rate rises to 0.46 cr per kilometre.", "rises to 0.46 cr", 1.0),
         ("| Mass |\n3.1   kg", "Mass | 3.1 kg", 1.0),
@@ -147,8 +147,8 @@ def test_the_readme_has_the_counts():
         ("anything", "...", 0.0),
     ],
 )
-def test_overlap_by_hand(passage, quote, share):
-    assert overlap(passage, quote) == share
+def test_overlap_by_hand(chunk, quote, share):
+    assert overlap(chunk, quote) == share
 
 
 @given(st.lists(st.sampled_from("abcd"), min_size=1), st.integers(0, 50), st.integers(0, 50))
@@ -161,8 +161,8 @@ def test_one_half_of_a_cut_quote_stays_relevant(tokens, before, cut):
 
 
 @given(st.text(), st.text())
-def test_overlap_is_a_share(passage, quote):
-    assert 0 <= overlap(passage, quote) <= 1
+def test_overlap_is_a_share(chunk, quote):
+    assert 0 <= overlap(chunk, quote) <= 1
 
 
 def test_the_document_decides_too():

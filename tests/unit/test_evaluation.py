@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nim_cookbook.data import Evidence, Query, people_questions
 from nim_cookbook.errors import DataError
 from nim_cookbook.evaluation import (
-    Passage,
+    Chunk,
     bootstrap,
     evaluate_answers,
     exact_match,
@@ -28,9 +28,9 @@ TWO = Query(
     "q2", "?", ("x",), "two-documents", (Evidence("d1", "a b c d"), Evidence("d2", "e f g"))
 )
 NONE = Query("q3", "?", (), "unanswerable", ())
-GOOD = Passage("d1", "Zero one two three four five")
-WRONG = Passage("d9", "one two three four")
-LEFT, RIGHT = Passage("d1", "a b c d"), Passage("d2", "e f g")
+GOOD = Chunk("d1", "Zero one two three four five")
+WRONG = Chunk("d9", "one two three four")
+LEFT, RIGHT = Chunk("d1", "a b c d"), Chunk("d2", "e f g")
 
 few = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -73,7 +73,7 @@ def test_by_hand():
 
 def test_grades_count_with_linear_gain():
     query = Query("q", "?", (), "", (Evidence("d1", "", 1), Evidence("d2", "", 3)))
-    run = {"q": [Passage("d1", "x"), Passage("d2", "y")]}
+    run = {"q": [Chunk("d1", "x"), Chunk("d2", "y")]}
     scores = score_retrieval(run, [query], metrics=["ndcg@10"])
     expected = (1 + 3 / np.log2(3)) / (3 + 1 / np.log2(3))
     assert scores.values["ndcg@10"] == pytest.approx([expected])
@@ -95,7 +95,7 @@ def test_a_second_chunk_of_the_same_quote_is_a_place_wasted():
 
 def test_one_chunk_may_hold_both():
     query = Query("q", "?", ("x",), "", (Evidence("d", "a b c"), Evidence("d", "e f g")))
-    scores = score_retrieval({"q": [Passage("d", "a b c e f g")]}, [query])
+    scores = score_retrieval({"q": [Chunk("d", "a b c e f g")]}, [query])
     assert [values.tolist() for values in scores.values.values()] == [[1], [1], [1]]
 
 
@@ -132,13 +132,13 @@ def test_answers_by_hand():
 
 
 def test_support_by_hand():
-    passage = ["The rate rises to 0.46 cr per kilometre."]
-    assert not supported("0.46 cr a mile", passage)  # two words of three
-    assert supported("The rate is 0.46", passage, "What is the rate?")
-    assert supported("", passage)
-    assert supported("It rises to 0.46 cr", passage, "Where does it go?")
-    assert not supported("The rate rises to 0.47 cr per kilometre", passage)
-    assert not supported("blue", passage)
+    chunk = ["The rate rises to 0.46 cr per kilometre."]
+    assert not supported("0.46 cr a mile", chunk)  # two words of three
+    assert supported("The rate is 0.46", chunk, "What is the rate?")
+    assert supported("", chunk)
+    assert supported("It rises to 0.46 cr", chunk, "Where does it go?")
+    assert not supported("The rate rises to 0.47 cr per kilometre", chunk)
+    assert not supported("blue", chunk)
     assert not supported("The rate rises", [])
 
 
@@ -161,7 +161,7 @@ def test_all_answers():
     assert evaluate_answers(queries, answers).supported is None
     with pytest.raises(DataError, match="4 questions and 1 answers"):
         evaluate_answers(queries, ["x"])
-    with pytest.raises(DataError, match="4 questions and 0 lists of passages"):
+    with pytest.raises(DataError, match="4 questions and 0 lists of chunks"):
         evaluate_answers(queries, answers, [])
 
 
@@ -248,10 +248,10 @@ def test_a_difference_is_that_of_the_means(pairs):
 
 
 def test_another_form_of_a_word_of_the_question_claims_nothing():
-    passage = ["The open day is on 12 September 2026."]
+    chunk = ["The open day is on 12 September 2026."]
     question = "On what date does the open day 2026 take place?"
-    assert supported("The open day takes place on 12 September.", passage, question)
-    assert not supported("The open day takes place on 13 September.", passage, question)
+    assert supported("The open day takes place on 12 September.", chunk, question)
+    assert not supported("The open day takes place on 13 September.", chunk, question)
 
 
 def test_the_interval_of_a_share_does_not_shrink_to_a_point():

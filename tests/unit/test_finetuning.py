@@ -36,24 +36,24 @@ def cases() -> list[finetuning.Case]:
     return finetuning.cases([PAY, SOUP], PASSAGES)
 
 
-def test_a_case_holds_the_passage_with_the_evidence():
+def test_a_case_holds_the_chunk_with_the_evidence():
     (pay, soup) = cases()
-    assert [p.meta["document"] for p in (*pay.passages, *soup.passages)] == ["pay", "canteen"]
+    assert [p.meta["document"] for p in (*pay.chunks, *soup.chunks)] == ["pay", "canteen"]
 
 
-def test_an_unanswerable_question_gets_the_closest_passage():
+def test_an_unanswerable_question_gets_the_closest_chunk():
     (case,) = finetuning.cases([NONE], PASSAGES)
-    assert case.passages[0].meta["document"] == "dogs"
+    assert case.chunks[0].meta["document"] == "dogs"
 
 
 def test_a_question_whose_evidence_was_cut_apart_is_left_out():
     assert finetuning.cases([PAY], PASSAGES[1:]) == []
 
 
-def test_every_company_question_has_its_passage():
+def test_every_company_question_has_its_chunk():
     company = corpus.load_company()
-    passages = [Document(content=s.text, meta={"document": s.id}) for s in company.sources]
-    made = finetuning.cases(company.split("train"), passages)
+    chunks = [Document(content=s.text, meta={"document": s.id}) for s in company.sources]
+    made = finetuning.cases(company.split("train"), chunks)
     assert len(made) == len(company.split("train"))
 
 

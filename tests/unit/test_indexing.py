@@ -1,4 +1,4 @@
-"""From files to passages, and keeping a store true."""
+"""From files to chunks, and keeping a store true."""
 
 from __future__ import annotations
 
@@ -80,10 +80,10 @@ def case(store: InMemoryDocumentStore, preparation: Pipeline) -> Case:
 # ------------------------------------------------------------------------------- preparation
 
 
-def test_every_quote_of_a_document_in_force_is_in_one_of_its_passages(preparation):
+def test_every_quote_of_a_document_in_force_is_in_one_of_its_chunks(preparation):
     files, gone = indexing.in_force(company_files())
-    passages = {
-        file.document: indexing.prepare(file, preparation).passages
+    chunks = {
+        file.document: indexing.prepare(file, preparation).chunks
         for file in indexing.source_files(files)
     }
     asked = [
@@ -96,21 +96,21 @@ def test_every_quote_of_a_document_in_force_is_in_one_of_its_passages(preparatio
     lost = [
         evidence.quote
         for evidence in asked
-        if not any(relevant(p.content, evidence) for p in passages[evidence.document])
+        if not any(relevant(p.content, evidence) for p in chunks[evidence.document])
     ]
     assert not lost
 
 
-def test_passages_say_where_they_come_from(preparation, tmp_path):
+def test_chunks_say_where_they_come_from(preparation, tmp_path):
     pages = [words(0, 90), words(90, 90), words(180, 90)]
     prepared = indexing.prepare(pdf_of(tmp_path, "long.pdf", pages), preparation, "f")
-    assert [p.meta["page_number"] for p in prepared.passages] == [1, 1, 2]
-    assert [p.meta["split_id"] for p in prepared.passages] == [0, 1, 2]
-    for passage in prepared.passages:
-        assert passage.content.startswith("A paper\n")
-        assert "\f" not in passage.content
-        assert passage.meta["document"] == "long.pdf" == passage.meta["file_path"]
-        assert passage.meta["passages"] == 3
+    assert [p.meta["page_number"] for p in prepared.chunks] == [1, 1, 2]
+    assert [p.meta["split_id"] for p in prepared.chunks] == [0, 1, 2]
+    for chunk in prepared.chunks:
+        assert chunk.content.startswith("A paper\n")
+        assert "\f" not in chunk.content
+        assert chunk.meta["document"] == "long.pdf" == chunk.meta["file_path"]
+        assert chunk.meta["chunks"] == 3
 
 
 def test_page_numbers_at_the_foot_are_cleaned_away(preparation):
@@ -118,7 +118,7 @@ def test_page_numbers_at_the_foot_are_cleaned_away(preparation):
     text = PdfReader(file.path).pages[0].extract_text()
     assert "Page 1 of 2" in text
     prepared = indexing.prepare(indexing.source_files([file])[0], preparation)
-    assert not any("Page 1 of 2" in p.content for p in prepared.passages)
+    assert not any("Page 1 of 2" in p.content for p in prepared.chunks)
 
 
 def test_in_force_leaves_out_what_a_later_file_replaces():
@@ -224,7 +224,7 @@ def test_an_endpoint_that_goes_away_loses_and_doubles_nothing(case, tmp_path):
 
 
 def test_what_an_interrupted_run_left_of_another_version_is_swept(case, tmp_path):
-    """Killed between writing the new passages and deleting the old ones."""
+    """Killed between writing the new chunks and deleting the old ones."""
     file = write(tmp_path, "a.md", words(0, 150))
     case.update([file])
     old = case.store.filter_documents()
@@ -327,7 +327,7 @@ def test_a_file_that_gives_no_text_is_reported_and_the_others_are_indexed(
         skipped, indexed = report.outcomes
         assert skipped.status == "skipped"
         assert re.search(why, skipped.note)
-        assert indexed.passages == 1
+        assert indexed.chunks == 1
         assert report.notes == (skipped,)
     assert case.store.count_documents() == 1
 
@@ -336,12 +336,12 @@ def test_an_earlier_version_stays_when_the_new_one_cannot_be_read(case, tmp_path
     case.update([write(tmp_path, "a.md", "The gate is open.")])
     report = case.update([write(tmp_path, "a.md", "")])
     assert report.outcomes[0].note == "the file is empty; its earlier version stays in the index"
-    assert report.outcomes[0].passages == case.store.count_documents() == 1
+    assert report.outcomes[0].chunks == case.store.count_documents() == 1
 
 
 def test_pages_without_text_are_reported_every_time(case, tmp_path):
     file = pdf_of(tmp_path, "half.pdf", [words(0, 20), "", words(20, 20), ""])
     for status in ("added", "unchanged"):
         outcome = case.update([file]).outcomes[0]
-        assert (outcome.status, outcome.passages) == (status, 1)
+        assert (outcome.status, outcome.chunks) == (status, 1)
         assert outcome.note == "pages 2, 4 hold no text (scanned?)"

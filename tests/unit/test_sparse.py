@@ -54,7 +54,7 @@ def test_positions_are_the_same_everywhere():
 
 
 def test_weights_by_hand():
-    vector = sparse.BM25Encoder(4.0, k1=2.0, b=0.5).passage("river river gauge")
+    vector = sparse.BM25Encoder(4.0, k1=2.0, b=0.5).chunk("river river gauge")
     norm = 2.0 * (0.5 + 0.5 * 3 / 4)
     weights = dict(zip(vector.indices, vector.values, strict=True))
     assert weights == pytest.approx(
@@ -72,7 +72,7 @@ def test_question_counts_words(encoder):
 
 
 def test_no_words(encoder):
-    assert encoder.passage("the").indices == encoder.question("").indices == []
+    assert encoder.chunk("the").indices == encoder.question("").indices == []
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
@@ -98,7 +98,7 @@ def test_encode_keeps_the_documents(encoder):
     assert (after.id, after.content, after.meta, after.embedding) == (
         before.id, before.content, before.meta, before.embedding,
     )  # fmt: skip
-    assert after.sparse_embedding == encoder.passage(TEXTS[0])
+    assert after.sparse_embedding == encoder.chunk(TEXTS[0])
     assert before.sparse_embedding is None
     assert encoder.encode([Document()])[0].sparse_embedding.indices == []
 

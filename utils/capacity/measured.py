@@ -1,9 +1,9 @@
-"""What passages really take in memory and on disk, measured in Qdrant's own engine.
+"""What chunks really take in memory and on disk, measured in Qdrant's own engine.
 
-`qdrant-edge-py` is the engine of Qdrant's server as a library. One process writes passages, builds
+`qdrant-edge-py` is the engine of Qdrant's server as a library. One process writes chunks, builds
 the HNSW graph and closes the store; another opens it, searches, and reads its resident memory (RSS,
 memory-mapped files included). The same is done with a small store of the same settings, and the
-difference is what the passages take: the library's code, its threads and an empty store are in
+difference is what the chunks take: the library's code, its threads and an empty store are in
 both.
 
 Payloads are on disk, as Qdrant's server has them unless told otherwise. With `int8` and `binary`
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 
     Quantisation = qdrant_edge.ScalarQuantizationConfig | qdrant_edge.BinaryQuantizationConfig
 
-#: Passages of the small store whose memory is taken off.
+#: Chunks of the small store whose memory is taken off.
 SMALL = 500
 
 #: Where Linux tells it exactly; psutil reads counters that lag behind by some pages.
 ROLLUP = Path("/proc/self/smaps_rollup")
 
 _BATCH = 1000
-_WORDS = 200  # of a passage's text
+_WORDS = 200  # of a chunk's text
 _SEARCHES = 200
 _READS = 3
 
@@ -54,59 +54,59 @@ _READS = 3
 class StoreMemory:
     """What was measured."""
 
-    passages: int  # how many the store holds
-    memory: int  # bytes of resident memory that the passages take
+    chunks: int  # how many the store holds
+    memory: int  # bytes of resident memory that the chunks take
     process: int  # bytes of resident memory of the whole process, library and Python included
     disk: int  # bytes of the store's files, counted in the blocks they occupy
-    text_bytes: int  # mean bytes of a passage's payload as JSON, before Qdrant compresses it
+    text_bytes: int  # mean bytes of a chunk's payload as JSON, before Qdrant compresses it
     seconds: float  # how long writing, building and reading took
 
 
 def store_memory_measured(
-    passages: int,
+    chunks: int,
     dimensions: int = 384,
     encoding: Encoding = "float32",
     *,
     ef_construct: int = 100,
 ) -> StoreMemory:
-    """Write passages into Qdrant's engine and measure what they take.
+    """Write chunks into Qdrant's engine and measure what they take.
 
     Args:
-        passages: How many; at least ten times `SMALL`, so that the difference is clear.
+        chunks: How many; at least ten times `SMALL`, so that the difference is clear.
         dimensions: How many numbers each vector has.
         encoding: How vectors are kept in memory; see `sizing.bytes_per_vector`.
         ef_construct: How many neighbours the graph's construction looks at; Qdrant's own is 100.
             Fewer are faster and leave fewer links.
 
     Raises:
-        DataError: There are too few passages, or the encoding or dimensions are impossible.
+        DataError: There are too few chunks, or the encoding or dimensions are impossible.
         ConfigurationError: `qdrant-edge-py` is not installed, or a process failed.
     """
-    if passages < 10 * SMALL:
-        raise DataError(f"{passages:,} passages are too few to measure: give {10 * SMALL:,}.")
-    memory(passages, dimensions, encoding)  # refuses what is impossible
+    if chunks < 10 * SMALL:
+        raise DataError(f"{chunks:,} chunks are too few to measure: give {10 * SMALL:,}.")
+    memory(chunks, dimensions, encoding)  # refuses what is impossible
     began = time.perf_counter()
     settings = (str(dimensions), encoding, str(ef_construct))
     with tempfile.TemporaryDirectory() as name:
         small, large = Path(name, "small"), Path(name, "large")
         _child("write", str(small), str(SMALL), *settings)
-        written = _child("write", str(large), str(passages), *settings)
+        written = _child("write", str(large), str(chunks), *settings)
         before = _resident_of(small, SMALL, *settings)
-        after = _resident_of(large, passages, *settings)
+        after = _resident_of(large, chunks, *settings)
         files = [path for path in large.rglob("*") if path.is_file()]
         occupied = sum(path.stat().st_blocks * 512 for path in files)
-    # The small store's own passages were taken off as well: what is left is that of the others.
-    taken = (after - before) * passages // (passages - SMALL)
+    # The small store's own chunks were taken off as well: what is left is that of the others.
+    taken = (after - before) * chunks // (chunks - SMALL)
     seconds = time.perf_counter() - began
-    return StoreMemory(passages, taken, after, occupied, written["text_bytes"], seconds)
+    return StoreMemory(chunks, taken, after, occupied, written["text_bytes"], seconds)
 
 
-def _resident_of(store: Path, passages: int, *settings: str) -> int:
+def _resident_of(store: Path, chunks: int, *settings: str) -> int:
     """Return the resident memory of a process that searches a store.
 
     The median of several, as an allocator's luck is worth half a megabyte.
     """
-    step = ("read", str(store), str(passages), *settings)
+    step = ("read", str(store), str(chunks), *settings)
     return statistics.median_low(_child(*step)["rss"] for _ in range(_READS))
 
 
@@ -154,7 +154,7 @@ def _config(dimensions: int, encoding: Encoding, ef_construct: int) -> qdrant_ed
     )
 
 
-def _write(path: Path, passages: int, config: qdrant_edge.EdgeConfig, width: int) -> dict[str, int]:
+def _write(path: Path, chunks: int, config: qdrant_edge.EdgeConfig, width: int) -> dict[str, int]:
     import numpy as np
     import qdrant_edge as edge
 
@@ -163,8 +163,8 @@ def _write(path: Path, passages: int, config: qdrant_edge.EdgeConfig, width: int
     path.mkdir()
     store = edge.EdgeShard.create(str(path), config)
     size = 0
-    for start in range(0, passages, _BATCH):
-        places = range(start, min(start + _BATCH, passages))
+    for start in range(0, chunks, _BATCH):
+        places = range(start, min(start + _BATCH, chunks))
         vectors = numbers.standard_normal((len(places), width), dtype=np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         points = []
@@ -182,9 +182,9 @@ def _write(path: Path, passages: int, config: qdrant_edge.EdgeConfig, width: int
     store.optimize()
     indexed = store.info().indexed_vectors_count
     store.close()
-    if indexed != passages:
-        raise RuntimeError(f"{indexed} of {passages} vectors are in the graph")
-    return {"text_bytes": size // passages}
+    if indexed != chunks:
+        raise RuntimeError(f"{indexed} of {chunks} vectors are in the graph")
+    return {"text_bytes": size // chunks}
 
 
 def _read(path: Path, width: int) -> dict[str, int]:
@@ -208,7 +208,7 @@ def _resident() -> int:
 
 
 def _texts() -> list[str]:
-    """Return the company's papers in passages of about 200 words."""
+    """Return the company's papers in chunks of about 200 words."""
     words = [source.text.split() for source in load_company().sources]
     return [
         " ".join(text[start : start + _WORDS])
@@ -217,10 +217,10 @@ def _texts() -> list[str]:
     ]
 
 
-def _main(step: str, path: str, passages: str, width: str, encoding: Encoding, ef: str) -> None:
+def _main(step: str, path: str, chunks: str, width: str, encoding: Encoding, ef: str) -> None:
     if step == "write":
         config = _config(int(width), encoding, int(ef))
-        answer = _write(Path(path), int(passages), config, int(width))
+        answer = _write(Path(path), int(chunks), config, int(width))
     else:
         answer = _read(Path(path), int(width))
     print(json.dumps(answer))

@@ -1,7 +1,7 @@
 """What a RAG service needs and what it costs, before anything is bought.
 
 `plan` goes from documents and queries to memory, disk, nodes, GPUs and money a month. How many
-bytes a passage takes is computed (`capacity.sizing`) and can be measured
+bytes a chunk takes is computed (`capacity.sizing`) and can be measured
 (`capacity.measured`); how many requests a replica or a GPU does has to be measured on your own
 load, or taken from `published_throughput`. Prices are data with a date (`data/prices`).
 """
@@ -34,21 +34,21 @@ BYTES_PER_TOKEN = 4
 NODE_USABLE = 0.8
 
 
-def passages_of(tokens: int, chunk: int, overlap: int) -> int:
-    """Return how many passages a document is split into.
+def chunks_of(tokens: int, chunk: int, overlap: int) -> int:
+    """Return how many chunks a document is split into.
 
     Args:
         tokens: Of the document.
-        chunk: Tokens of a passage.
-        overlap: Tokens that a passage shares with the one before.
+        chunk: Tokens of a chunk.
+        overlap: Tokens that a chunk shares with the one before.
 
     Raises:
-        DataError: There are no tokens, or the overlap is not smaller than the passage.
+        DataError: There are no tokens, or the overlap is not smaller than the chunk.
     """
     if tokens < 1 or chunk < 1 or not 0 <= overlap < chunk:
         raise DataError(
-            f"{tokens} tokens in passages of {chunk} that share {overlap} is impossible: give 1 "
-            "token or more, and an overlap smaller than the passage."
+            f"{tokens} tokens in chunks of {chunk} that share {overlap} is impossible: give 1 "
+            "token or more, and an overlap smaller than the chunk."
         )
     return 1 + max(0, math.ceil((tokens - chunk) / (chunk - overlap)))
 
@@ -59,13 +59,13 @@ class Workload:
 
     documents: int  # how many
     tokens_per_document: int  # their mean length
-    chunk_tokens: int = 256  # tokens of a passage
-    overlap_tokens: int = 32  # tokens that a passage shares with the one before
+    chunk_tokens: int = 256  # tokens of a chunk
+    overlap_tokens: int = 32  # tokens that a chunk shares with the one before
     dimensions: int = 384  # numbers of a vector
     encoding: Encoding = "float32"  # how vectors are kept in memory; see `sizing.bytes_per_vector`
-    copies: int = 1  # of each passage, on different nodes (Qdrant's replication factor)
+    copies: int = 1  # of each chunk, on different nodes (Qdrant's replication factor)
     queries_per_second: float = 1.0  # at the peak
-    prompt_tokens: int = 2000  # of a query with its passages, as the chat model gets it
+    prompt_tokens: int = 2000  # of a query with its chunks, as the chat model gets it
     answer_tokens: int = 200  # of an answer
     spares: int = 0  # replicas and GPUs of each kind that may fail at the peak without harm
 
@@ -83,18 +83,18 @@ class Workload:
         _positive({name: getattr(self, name) for name in names})
         if self.spares < 0:
             raise DataError(f"spares is {self.spares}: give 0 or more.")
-        memory(self.passages, self.dimensions, self.encoding)
+        memory(self.chunks, self.dimensions, self.encoding)
 
     @property
-    def passages(self) -> int:
-        """How many passages there are, in one copy."""
-        return self.documents * passages_of(
+    def chunks(self) -> int:
+        """How many chunks there are, in one copy."""
+        return self.documents * chunks_of(
             self.tokens_per_document, self.chunk_tokens, self.overlap_tokens
         )
 
     @property
     def text_bytes(self) -> int:
-        """Bytes of a passage's text, about."""
+        """Bytes of a chunk's text, about."""
         return min(self.chunk_tokens, self.tokens_per_document) * BYTES_PER_TOKEN
 
 
@@ -102,7 +102,7 @@ class Workload:
 class StoreSize:
     """What the vector store takes, in bytes, at rest."""
 
-    passages: int  # in one copy
+    chunks: int  # in one copy
     memory: int  # of one copy
     disk: int  # of one copy
     copies: int  # how many there are
@@ -122,7 +122,7 @@ class StoreSize:
         return [
             {
                 "copies": copies,
-                "passages": f"{self.passages:,}",
+                "chunks": f"{self.chunks:,}",
                 "memory": in_bytes(copies * self.memory),
                 "disk": in_bytes(copies * self.disk),
             }
@@ -132,11 +132,11 @@ class StoreSize:
 
 def store_size(workload: Workload) -> StoreSize:
     """Return what the vector store takes, without room for its rebuilding."""
-    passages, width, encoding = workload.passages, workload.dimensions, workload.encoding
+    chunks, width, encoding = workload.chunks, workload.dimensions, workload.encoding
     return StoreSize(
-        passages,
-        memory(passages, width, encoding),
-        disk(passages, width, encoding, workload.text_bytes),
+        chunks,
+        memory(chunks, width, encoding),
+        disk(chunks, width, encoding, workload.text_bytes),
         workload.copies,
     )
 
@@ -150,7 +150,7 @@ class Rates:
     Attributes:
         service: Queries a second of a replica of the query service.
         embedding: Queries a second that one GPU embeds.
-        reranking: Queries a second whose passages one GPU reranks.
+        reranking: Queries a second whose chunks one GPU reranks.
         chat: Answer tokens a second of one instance of the chat model.
         chat_gpus: GPUs of such an instance.
         utilisation: The share of these rates to plan with. A choice: at a share of 1 a queue grows

@@ -90,7 +90,7 @@ class HostedPrice:
 
         Args:
             queries: How many a month has; a plan's peak does not tell that.
-            prompt_tokens: Of a query with its passages.
+            prompt_tokens: Of a query with its chunks.
             answer_tokens: Of an answer.
         """
         prompt, answer = prompt_tokens * self.prompt_million, answer_tokens * self.answer_million

@@ -31,10 +31,10 @@ HNSW_M = 16
 #: Qdrant's rule of thumb: half as much again for indexes, versions and temporary segments
 #: (https://qdrant.tech/documentation/guides/capacity-planning/).
 RULE_OF_THUMB = 1.5
-#: Bytes that Qdrant keeps in memory to find a passage by its id and its id by its place: a UUID of
+#: Bytes that Qdrant keeps in memory to find a chunk by its id and its id by its place: a UUID of
 #: 16 bytes by place, the same UUID with a place of 4 bytes in order, and a version of 4 bytes
 #: (https://github.com/qdrant/qdrant/tree/master/lib/segment/src/id_tracker/compressed). Haystack's
-#: store names every passage by a UUID.
+#: store names every chunk by a UUID.
 ID_BYTES = 16 + (16 + 4) + 4
 
 # Qdrant fills quantised vectors up to 16 bytes; one of a byte a number then has a float32 of its
@@ -67,7 +67,7 @@ def bytes_per_vector(dimensions: int, encoding: Encoding = "float32") -> int:
     return dimensions * {"float32": 4, "float16": 2, "int8": 1}[encoding]
 
 
-def graph_bytes(passages: int, m: int = HNSW_M) -> int:
+def graph_bytes(chunks: int, m: int = HNSW_M) -> int:
     """Return the most bytes that one vector's links take in Qdrant's HNSW graph.
 
     The lowest layer, which holds every vector, has up to `2 * m` links (Malkov and Yashunin,
@@ -78,13 +78,13 @@ def graph_bytes(passages: int, m: int = HNSW_M) -> int:
     clusters were seen to get half as many links.
 
     Args:
-        passages: How many vectors the graph holds.
+        chunks: How many vectors the graph holds.
         m: Links of a node in the other layers.
     """
-    return -(-2 * m * max(8, (passages - 1).bit_length()) // 8)
+    return -(-2 * m * max(8, (chunks - 1).bit_length()) // 8)
 
 
-def memory(passages: int, dimensions: int, encoding: Encoding = "float32") -> int:
+def memory(chunks: int, dimensions: int, encoding: Encoding = "float32") -> int:
     """Return the bytes that one copy of the vectors, their graph and their ids takes in memory.
 
     What Qdrant needs in memory for a search: the vectors in the given encoding (with `int8` and
@@ -92,7 +92,7 @@ def memory(passages: int, dimensions: int, encoding: Encoding = "float32") -> in
     keeps them on disk unless told otherwise (`on_disk_payload: true` in its `config.yaml`).
 
     Args:
-        passages: How many vectors.
+        chunks: How many vectors.
         dimensions: How many numbers each has.
         encoding: How they are kept; see `bytes_per_vector`.
 
@@ -100,26 +100,26 @@ def memory(passages: int, dimensions: int, encoding: Encoding = "float32") -> in
         DataError: As for `bytes_per_vector`.
     """
     vector = _stored_bytes(dimensions, encoding)
-    return passages * (vector + graph_bytes(passages) + ID_BYTES)
+    return chunks * (vector + graph_bytes(chunks) + ID_BYTES)
 
 
-def disk(passages: int, dimensions: int, encoding: Encoding, text_bytes: int) -> int:
+def disk(chunks: int, dimensions: int, encoding: Encoding, text_bytes: int) -> int:
     """Return the bytes that one copy takes on disk, texts included.
 
     The full vectors (with `float16` they are the short ones), the quantised ones, the graph, the
-    ids, and each passage's payload. Qdrant compresses payloads, so this is rather too much.
+    ids, and each chunk's payload. Qdrant compresses payloads, so this is rather too much.
 
     Args:
-        passages: How many.
+        chunks: How many.
         dimensions: How many numbers each vector has.
         encoding: See `bytes_per_vector`.
-        text_bytes: UTF-8 bytes of a passage's text and meta data.
+        text_bytes: UTF-8 bytes of a chunk's text and meta data.
     """
     vector = bytes_per_vector(dimensions, "float16" if encoding == "float16" else "float32")
     if encoding in ("int8", "binary"):
         vector += _stored_bytes(dimensions, encoding)
     payload = _PAYLOAD_POINTER + -(-text_bytes // _PAYLOAD_BLOCK) * _PAYLOAD_BLOCK
-    return passages * (vector + graph_bytes(passages) + _ID_ON_DISK + payload)
+    return chunks * (vector + graph_bytes(chunks) + _ID_ON_DISK + payload)
 
 
 def compare(

@@ -121,9 +121,9 @@ def _width(api: Endpoints) -> int:
 
 
 def _pipeline(api: Endpoints, index: FolderIndex, top_k: int, threshold: float | None) -> Pipeline:
-    """Return the recipes' query pipeline, safe from passages that are too long for the reranker.
+    """Return the recipes' query pipeline, safe from chunks that are too long for the reranker.
 
-    A passage has a number of words, and a reader's file may hold words of any length. The pipeline
+    A chunk has a number of words, and a reader's file may hold words of any length. The pipeline
     of the recipes leaves `truncate` out because a ranker that has it cannot be saved as YAML.
     """
     pipeline = answering.query_pipeline(
@@ -209,11 +209,11 @@ def _index(
             )
     except (sqlite3.Error, QdrantStoreError) as error:
         raise damaged(index.place, error) from error
-    passages = index.store.count_documents()
-    _say(console, f"Index of {shown(folder.path)}: {report}; {passages} passages in all.")
+    chunks = index.store.count_documents()
+    _say(console, f"Index of {shown(folder.path)}: {report}; {chunks} chunks in all.")
     for line in _notes(report, folder):
         _say(console, f"  {line}")
-    if not passages:
+    if not chunks:
         raise DataError(
             f"None of the files of {folder.path} gave any text: see the reasons above, or name "
             "another folder."
@@ -265,7 +265,7 @@ def _show(answer: Answer, threshold: float | None, console: Console) -> None:
     elif answer.refused:
         _say(
             console,
-            f"The best passage scores {answer.score:.2f}, and {threshold:.2f} is asked for; "
+            f"The best chunk scores {answer.score:.2f}, and {threshold:.2f} is asked for; "
             "--threshold sets another limit.",
             style="dim",
         )
@@ -306,7 +306,7 @@ def _as_json(answer: Answer, threshold: float | None, weights: Mapping[str, str]
 
 
 def _first_words(source: Document) -> str:
-    """Return the beginning of a passage, without the title line that all of a file share."""
+    """Return the beginning of a chunk, without the title line that all of a file share."""
     text = (source.content or "").removeprefix(f"{source.meta.get('title')}\n")
     words = " ".join(text.split())
     return words if len(words) <= FIRST_WORDS else f"{words[:FIRST_WORDS].rsplit(' ', 1)[0]} ..."

@@ -27,7 +27,7 @@ LOCK, VECTORS = "lock", "qdrant"
 class FolderIndex:
     """An index that is open."""
 
-    store: QdrantDocumentStore  # its passages; embedded Qdrant, for this process alone
+    store: QdrantDocumentStore  # its chunks; embedded Qdrant, for this process alone
     place: Path  # its folder in the cache
     documents: tuple[str, ...]  # ids of the documents that it holds
 

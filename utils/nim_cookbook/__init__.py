@@ -5,11 +5,14 @@ and a key, and nothing else changes.
 """
 
 import os
+import warnings
 
 from nim_cookbook.errors import CookbookError
 
 # Haystack reports its use to its makers unless told otherwise, and reads this when it is imported.
 # In local mode nothing is to leave the machine; who wants to report sets the variable to True.
 os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")
+# tqdm, which several libraries import, asks for widgets; its progress as text needs none.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 __all__ = ["CookbookError"]

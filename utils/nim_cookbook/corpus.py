@@ -1,6 +1,6 @@
 """Collections with judgements: documents, questions, and the words that answer each question.
 
-A judgement names a document and a verbatim quote, never a chunk number. A passage is relevant when
+A judgement names a document and a verbatim quote, never a chunk number. A chunk is relevant when
 it holds enough of the quote (`relevant`), so the same judgements serve every way of splitting.
 
 Three ways in: `load_company` (the packaged collection; `company_files` gives it as the files that
@@ -28,8 +28,8 @@ from nim_cookbook.data import Text, data_path, numbered_records, read_text, vali
 from nim_cookbook.errors import DataError
 from nim_cookbook.markup import page_words, parsed_page, split_front_matter
 
-#: A passage is relevant when it holds this share of a quote's words in a row. At one half, a quote
-#: that a splitter cuts in two still has a relevant passage: the one with the longer piece.
+#: A chunk is relevant when it holds this share of a quote's words in a row. At one half, a quote
+#: that a splitter cuts in two still has a relevant chunk: the one with the longer piece.
 THRESHOLD = 0.5
 
 SPLITS = ("train", "dev", "test")
@@ -107,12 +107,12 @@ def words(text: str) -> list[str]:
     return _WORD.findall(plain)
 
 
-def overlap(passage: str, quote: str) -> float:
-    """Return the share of a quote's words that a passage holds in one unbroken run, 0 to 1.
+def overlap(chunk: str, quote: str) -> float:
+    """Return the share of a quote's words that a chunk holds in one unbroken run, 0 to 1.
 
     Only words count, so line breaks, table bars and Markdown marks make no difference.
     """
-    wanted, given = words(quote), words(passage)
+    wanted, given = words(quote), words(chunk)
     if not wanted:
         return 0.0
     if f" {' '.join(wanted)} " in f" {' '.join(given)} ":
@@ -122,26 +122,26 @@ def overlap(passage: str, quote: str) -> float:
 
 
 def relevant(
-    passage: str,
+    chunk: str,
     evidence: Evidence,
     document: str | None = None,
     *,
     threshold: float = THRESHOLD,
 ) -> bool:
-    """Tell whether a passage is relevant by a judgement.
+    """Tell whether a chunk is relevant by a judgement.
 
     Args:
-        passage: The passage's text; of a span of a document, `source.text[start:end]`.
+        chunk: The chunk's text; of a span of a document, `source.text[start:end]`.
         evidence: The judgement.
-        document: The id of the document that the passage comes from. None compares the words
+        document: The id of the document that the chunk comes from. None compares the words
             alone; a judgement without a quote is then never met.
-        threshold: The share of the quote's words, in a row, that the passage must hold.
+        threshold: The share of the quote's words, in a row, that the chunk must hold.
     """
     if document is not None and document != evidence.document:
         return False
     if not evidence.quote:
         return document is not None
-    return overlap(passage, evidence.quote) >= threshold
+    return overlap(chunk, evidence.quote) >= threshold
 
 
 # ------------------------------------------------------------------------------------- loading

@@ -29,7 +29,7 @@ from nim_cookbook.scoring import contains, normalise, refuses
 
 Scores = npt.NDArray[np.float64]
 
-#: An answer is supported when the passages hold this share of its words (and all its numbers).
+#: An answer is supported when the chunks hold this share of its words (and all its numbers).
 SUPPORT = 0.75
 
 
@@ -170,7 +170,7 @@ def _resampled(
 
 
 @dataclass(frozen=True, slots=True)
-class Passage:
+class Chunk:
     """What a retriever returned."""
 
     document: str  # the id of the document that it comes from
@@ -209,7 +209,7 @@ class RetrievalScores:
 
 
 def score_retrieval(
-    run: Mapping[str, Sequence[Passage]],
+    run: Mapping[str, Sequence[Chunk]],
     queries: Sequence[Query],
     *,
     metrics: Sequence[str] = ("ndcg@10", "recall@5", "mrr"),
@@ -217,14 +217,14 @@ def score_retrieval(
 ) -> RetrievalScores:
     """Score the rankings of one retriever by nDCG, recall and reciprocal rank.
 
-    What counts is each piece of evidence, once: the first passage that holds it scores, and a
-    second one (an overlapping chunk, say) is a place wasted; a passage that holds two pieces counts
+    What counts is each piece of evidence, once: the first chunk that holds it scores, and a
+    second one (an overlapping chunk, say) is a place wasted; a chunk that holds two pieces counts
     as two places. So the ideal ranking and the number of things to find depend on the question
     alone, and scores compare across ways of splitting. Where whole documents are judged and
     returned, as in BEIR, this is the ordinary definition.
 
     Args:
-        run: Per question id, the passages that were found, best first. A question that is missing
+        run: Per question id, the chunks that were found, best first. A question that is missing
             found nothing and scores 0.
         queries: The questions; those without evidence (the unanswerable ones) are left out.
         metrics: Names that ranx knows: `ndcg@k`, `recall@k`, `mrr`, `mrr@k`, `precision@k` ...
@@ -245,15 +245,15 @@ def score_retrieval(
     return RetrievalScores(judged, _ranx(wanted, found, list(dict.fromkeys(metrics))))
 
 
-def _ranking(query: Query, passages: Sequence[Passage], threshold: float) -> dict[int, float]:
-    """Return what the passages hold, in order, with falling scores as ranx wants them."""
+def _ranking(query: Query, chunks: Sequence[Chunk], threshold: float) -> dict[int, float]:
+    """Return what the chunks hold, in order, with falling scores as ranx wants them."""
     order: list[int] = []
     missing = dict(enumerate(query.evidence))
-    for place, passage in enumerate(passages):
+    for place, chunk in enumerate(chunks):
         held = [
             n
             for n, entry in missing.items()
-            if relevant(passage.text, entry, passage.document, threshold=threshold)
+            if relevant(chunk.text, entry, chunk.document, threshold=threshold)
         ]
         order += held or [len(query.evidence) + place]
         for n in held:
@@ -308,8 +308,8 @@ def token_f1(answer: str, references: Sequence[str]) -> float:
     return best
 
 
-def supported(answer: str, passages: Sequence[str], question: str = "") -> bool:
-    """Tell whether passages support an answer: most of its words, and every number and code.
+def supported(answer: str, chunks: Sequence[str], question: str = "") -> bool:
+    """Tell whether chunks support an answer: most of its words, and every number and code.
 
     A check of words, not of meaning: it finds made-up figures and names, not a wrong "not". It is
     K-Precision of Adlakha et al., "Evaluating Correctness and Faithfulness of Instruction-Following
@@ -323,7 +323,7 @@ def supported(answer: str, passages: Sequence[str], question: str = "") -> bool:
         return set(stemmer.stemWords(normalise(text).split()))
 
     claimed = stems(answer) - stems(question)
-    held = claimed & set().union(*map(stems, passages))
+    held = claimed & set().union(*map(stems, chunks))
     figures = {word for word in claimed if any(letter.isdigit() for letter in word)}
     return figures <= held and len(held) >= SUPPORT * len(claimed)
 
@@ -341,7 +341,7 @@ class JudgedAnswer:
         right: It does, and holds none of the other questions' but what its own question names:
             "Giorgio and Mark live in Rome" is wrong where only Giorgio does.
         refuses: It says that it does not know.
-        supported: The passages support it; None for a refusal, or where none were given.
+        supported: The chunks support it; None for a refusal, or where none were given.
     """
 
     query: Query
@@ -397,7 +397,7 @@ class AnswerEvaluation:
 
     @property
     def supported(self) -> Interval | None:
-        """Share of the answers given, right or wrong, that the retrieved passages support."""
+        """Share of the answers given, right or wrong, that the retrieved chunks support."""
         return _mean(row.supported for row in self.rows if row.supported is not None)
 
     def of_kind(self, kind: str) -> AnswerEvaluation:
@@ -417,41 +417,41 @@ def _mean(values: Iterable[float]) -> Interval | None:
 def evaluate_answers(
     queries: Sequence[Query],
     answers: Sequence[str],
-    passages: Sequence[Sequence[str]] | None = None,
+    chunks: Sequence[Sequence[str]] | None = None,
 ) -> AnswerEvaluation:
     """Judge one answer to each question.
 
     Args:
         queries: The questions.
         answers: The answers, in the same order.
-        passages: The texts that were retrieved for each question, in the same order; without them
+        chunks: The texts that were retrieved for each question, in the same order; without them
             nothing is said about support.
 
     Raises:
-        DataError: There are not as many answers, or lists of passages, as questions.
+        DataError: There are not as many answers, or lists of chunks, as questions.
     """
-    for what, given in (("answers", answers), ("lists of passages", passages)):
+    for what, given in (("answers", answers), ("lists of chunks", chunks)):
         if given is not None and len(given) != len(queries):
             raise DataError(
                 f"There are {len(queries)} questions and {len(given)} {what}: give one to each "
                 "question, in the same order."
             )
     known = {normalise(reference) for query in queries for reference in query.answers} - {""}
-    texts: Sequence[Sequence[str] | None] = passages or [None] * len(queries)
+    texts: Sequence[Sequence[str] | None] = chunks or [None] * len(queries)
     return AnswerEvaluation(
         tuple(_judged(*row, known) for row in zip(queries, answers, texts, strict=True))
     )
 
 
 def _judged(
-    query: Query, answer: str, passages: Sequence[str] | None, known: set[str]
+    query: Query, answer: str, chunks: Sequence[str] | None, known: set[str]
 ) -> JudgedAnswer:
     """Judge one answer; `known` are the normalised references of all questions."""
     own = {normalise(reference) for reference in query.answers}
     asked, said = normalise(query.question), f" {normalise(answer)} "
     others = any(f" {form} " in said for form in known - own if form not in asked)
     refused, held = refuses(answer), contains(answer, query.answers)
-    unsupported = refused or passages is None
+    unsupported = refused or chunks is None
     return JudgedAnswer(
         query,
         answer,
@@ -460,5 +460,5 @@ def _judged(
         contains=held,
         right=held and not others,
         refuses=refused,
-        supported=None if unsupported else supported(answer, passages or (), query.question),
+        supported=None if unsupported else supported(answer, chunks or (), query.question),
     )

@@ -46,44 +46,44 @@ Sample = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A question with the passages that a perfect retriever would have found for it.
+    """A question with the chunks that a perfect retriever would have found for it.
 
     Attributes:
         query: The question, with its reference answers.
-        passages: Passages that hold its evidence; for a question that nothing answers the passage
+        chunks: Chunks that hold its evidence; for a question that nothing answers the chunk
             that comes closest by its words.
     """
 
     query: Query
-    passages: tuple[Document, ...]
+    chunks: tuple[Document, ...]
 
     @property
     def prompt(self) -> str:
         """The model's input."""
-        return prompt(self.query.question, self.passages)
+        return prompt(self.query.question, self.chunks)
 
 
-def prompt(question: str, passages: Sequence[Document]) -> str:
-    """Return the prompt of a question about passages, as `PromptBuilder(TEMPLATE)` writes it."""
+def prompt(question: str, chunks: Sequence[Document]) -> str:
+    """Return the prompt of a question about chunks, as `PromptBuilder(TEMPLATE)` writes it."""
     builder = PromptBuilder(TEMPLATE, required_variables="*")
-    text: str = builder.run(question=question, documents=list(passages))["prompt"]
+    text: str = builder.run(question=question, documents=list(chunks))["prompt"]
     return text
 
 
-def cases(queries: Iterable[Query], passages: Sequence[Document]) -> list[Case]:
-    """Give each question the passages that hold its evidence.
+def cases(queries: Iterable[Query], chunks: Sequence[Document]) -> list[Case]:
+    """Give each question the chunks that hold its evidence.
 
     This measures reading apart from retrieval: a wrong answer is then the generator's fault.
 
     Args:
-        queries: The questions. One whose evidence lies in no passage is left out.
-        passages: All passages, with the id of their document in `meta["document"]`.
+        queries: The questions. One whose evidence lies in no chunk is left out.
+        chunks: All chunks, with the id of their document in `meta["document"]`.
     """
     of_document: dict[str, list[Document]] = {}
-    for passage in passages:
-        of_document.setdefault(passage.meta["document"], []).append(passage)
+    for chunk in chunks:
+        of_document.setdefault(chunk.meta["document"], []).append(chunk)
     store = InMemoryDocumentStore()
-    store.write_documents(list(passages))
+    store.write_documents(list(chunks))
     found = []
     for query in queries:
         held = _evidence(query, of_document) if query.answerable else _nearest(query, store)
@@ -95,15 +95,15 @@ def cases(queries: Iterable[Query], passages: Sequence[Document]) -> list[Case]:
 def _evidence(query: Query, of_document: Mapping[str, list[Document]]) -> list[Document]:
     held: dict[str, Document] = {}
     for evidence in query.evidence:
-        for passage in of_document.get(evidence.document, []):
-            if corpus.relevant(passage.content or "", evidence, evidence.document):
-                held[passage.id] = passage
+        for chunk in of_document.get(evidence.document, []):
+            if corpus.relevant(chunk.content or "", evidence, evidence.document):
+                held[chunk.id] = chunk
                 break
     return list(held.values())
 
 
 def _nearest(query: Query, store: InMemoryDocumentStore) -> list[Document]:
-    """Return the passage that BM25 ranks first among documents without evidence."""
+    """Return the chunk that BM25 ranks first among documents without evidence."""
     values = sorted({evidence.document for evidence in query.evidence})
     others = {"field": "meta.document", "operator": "not in", "value": values}
     return store.bm25_retrieval(query.question, filters=others if values else None, top_k=1)
@@ -113,7 +113,7 @@ def samples(cases: Sequence[Case], *, seed: int = 0) -> list[Sample]:
     """Return one sample a case, shuffled: the prompt to read and the first reference to learn.
 
     Args:
-        cases: Answerable questions with their passages.
+        cases: Answerable questions with their chunks.
         seed: Of the order.
 
     Raises:

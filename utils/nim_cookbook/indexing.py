@@ -1,9 +1,9 @@
-"""From files to passages in a vector store, and keeping the store true when the files change.
+"""From files to chunks in a vector store, and keeping the store true when the files change.
 
-The store is the only memory. Every passage carries its document's id, a fingerprint of the file and
-settings that it was made from, and how many passages the file gave. So a look at the store tells
+The store is the only memory. Every chunk carries its document's id, a fingerprint of the file and
+settings that it was made from, and how many chunks the file gave. So a look at the store tells
 what is current, what is out of date and what an interrupted run left behind; there is no second
-record that could disagree. For each changed file the new passages are written before the old ones
+record that could disagree. For each changed file the new chunks are written before the old ones
 are deleted, so that a run killed at any moment is completed by the next.
 
 Any Haystack document store will do that filters, overwrites and deletes.
@@ -47,7 +47,7 @@ Status = Literal["added", "changed", "unchanged", "removed", "skipped"]
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
 
-#: Passages that are embedded and written together: two of the embedder's usual batches.
+#: Chunks that are embedded and written together: two of the embedder's usual batches.
 BATCH = 64
 #: Documents looked up in the store at once; bounds the memory that a look-up takes.
 LOOKUP = 50
@@ -82,7 +82,7 @@ class SourceFile:
 
     document: str  # the document's id; a new version of the file keeps it
     path: Path  # where the file is
-    # what else is known, such as `title` and `date`; every passage carries it
+    # what else is known, such as `title` and `date`; every chunk carries it
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -94,14 +94,14 @@ class Outcome:
         document: The document's id.
         status: `added`, `changed` (other content, metadata or settings than before), `unchanged`,
             `removed` or `skipped`.
-        passages: How many passages of it the store now holds.
+        chunks: How many chunks of it the store now holds.
         embedded: How many of them had to be embedded.
         note: What a person should know, such as why it was skipped.
     """
 
     document: str
     status: Status
-    passages: int = 0
+    chunks: int = 0
     embedded: int = 0
     note: str = ""
 
@@ -114,7 +114,7 @@ class Report:
 
     @property
     def embedded(self) -> int:
-        """How many passages were embedded."""
+        """How many chunks were embedded."""
         return sum(outcome.embedded for outcome in self.outcomes)
 
     @property
@@ -130,38 +130,38 @@ class Report:
         """Say it in one line."""
         kinds: tuple[Status, ...] = ("added", "changed", "removed", "unchanged", "skipped")
         counts = ", ".join(f"{n} {kind}" for kind in kinds if (n := self.count(kind)))
-        return f"{counts or 'nothing to do'}; {self.embedded} passages embedded"
+        return f"{counts or 'nothing to do'}; {self.embedded} chunks embedded"
 
 
 @component
 class TitleLine:
-    """Begin each passage with the title of its document, and end its page breaks.
+    """Begin each chunk with the title of its document, and end its page breaks.
 
-    A passage from the middle of a document rarely says what it is about. With the title in its text
+    A chunk from the middle of a document rarely says what it is about. With the title in its text
     keyword search, vectors, reranker and chat model all know. Page breaks are form feeds, which the
-    splitter has counted by now; in the text of a passage they become line breaks.
+    splitter has counted by now; in the text of a chunk they become line breaks.
     """
 
     @component.output_types(documents=list[Document])
     def run(self, documents: list[Document]) -> dict[str, list[Document]]:
-        """Return the passages with `meta["title"]`, where there is one, as their first line."""
+        """Return the chunks with `meta["title"]`, where there is one, as their first line."""
         return {"documents": [replace(d, content=self._titled(d)) for d in documents]}
 
     @staticmethod
-    def _titled(passage: Document) -> str:
-        text = (passage.content or "").replace("\f", "\n")
-        title = passage.meta.get("title")
+    def _titled(chunk: Document) -> str:
+        text = (chunk.content or "").replace("\f", "\n")
+        title = chunk.meta.get("title")
         return f"{title}\n{text}" if title else text
 
 
 def preparation(split_length: int = SPLIT_LENGTH, split_overlap: int = SPLIT_OVERLAP) -> Pipeline:
-    """Return the pipeline from files to passages; recipe 03 builds it for PDF files.
+    """Return the pipeline from files to chunks; recipe 03 builds it for PDF files.
 
     Inputs `router.sources` and `router.meta`; output `title.documents`.
 
     Args:
-        split_length: Most words of a passage.
-        split_overlap: Words that a passage shares with the one before it.
+        split_length: Most words of a chunk.
+        split_overlap: Words that a chunk shares with the one before it.
     """
     pipeline = Pipeline()
     pipeline.add_component("router", FileTypeRouter(list(CONVERTERS)))
@@ -191,11 +191,11 @@ def preparation(split_length: int = SPLIT_LENGTH, split_overlap: int = SPLIT_OVE
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The passages of one file."""
+    """The chunks of one file."""
 
     file: SourceFile  # the file
     fingerprint: str  # of its bytes, metadata and the settings; the same file gives the same
-    passages: tuple[Document, ...]  # its passages, without vectors; none when it could not be read
+    chunks: tuple[Document, ...]  # its chunks, without vectors; none when it could not be read
     note: str  # what a person should know
 
 
@@ -226,39 +226,37 @@ def prepare(file: SourceFile, pipeline: Pipeline, fingerprint: str = "") -> Prep
     Args:
         file: The file.
         pipeline: See `preparation`.
-        fingerprint: Of this version of the file; part of the passages' ids.
+        fingerprint: Of this version of the file; part of the chunks' ids.
     """
     result = pipeline.run(
         {"router": {"sources": [file.path], "meta": [dict(file.meta)]}},
         include_outputs_from={"router", "joiner"},
     )
-    passages = [
-        passage
-        for passage in result.get("title", {}).get("documents", ())
-        if _own_text(passage).strip()
+    chunks = [
+        chunk for chunk in result.get("title", {}).get("documents", ()) if _own_text(chunk).strip()
     ]
-    if not passages:
+    if not chunks:
         unknown = not set(CONVERTERS) & set(result.get("router", {}))
         return Prepared(file, fingerprint, (), _why_empty(file.path, unknown))
     text = result["joiner"]["documents"][0].content or ""
     note = _empty_pages(text) if file.path.suffix.lower() == ".pdf" else ""
-    return Prepared(file, fingerprint, tuple(_identified(file, fingerprint, passages, note)), note)
+    return Prepared(file, fingerprint, tuple(_identified(file, fingerprint, chunks, note)), note)
 
 
-def company_passages(
+def company_chunks(
     files: Iterable[CompanyFile],
     split_length: int = SPLIT_LENGTH,
     split_overlap: int = SPLIT_OVERLAP,
 ) -> list[Document]:
-    """Return some of the company's files in passages, without vectors and in no store.
+    """Return some of the company's files in chunks, without vectors and in no store.
 
     Args:
         files: The files; see `corpus.company_files`.
-        split_length: Most words of a passage.
-        split_overlap: Words that a passage shares with the one before it.
+        split_length: Most words of a chunk.
+        split_overlap: Words that a chunk shares with the one before it.
     """
     pipeline = preparation(split_length, split_overlap)
-    return [p for file in source_files(files) for p in prepare(file, pipeline).passages]
+    return [p for file in source_files(files) for p in prepare(file, pipeline).chunks]
 
 
 def embedded_company(
@@ -289,7 +287,7 @@ def embedded_company(
     kept = local.cache_dir() / "company" / f"{name}.json"
     with FileLock(local.made(kept.parent) / "lock"):  # recipes run side by side
         if not kept.is_file():
-            chunks = [p for file in files for p in prepare(file, pipeline).passages]
+            chunks = [p for file in files for p in prepare(file, pipeline).chunks]
             if not titles:
                 chunks = [replace(c, content=_own_text(c)) for c in chunks]
             embedder = NvidiaDocumentEmbedder(
@@ -315,17 +313,17 @@ def update(
     settings: str = "",
     progress: Progress | None = None,
 ) -> Report:
-    """Bring the passages of some files up to date, and remove those of documents that are gone.
+    """Bring the chunks of some files up to date, and remove those of documents that are gone.
 
     Files with the same bytes, metadata and settings as before are not converted, embedded or
-    written again. Of a changed file, passages whose text is as before keep their vectors. A file
+    written again. Of a changed file, chunks whose text is as before keep their vectors. A file
     that cannot be read is skipped, and what the store holds of an earlier version stays.
 
     Args:
-        store: Where the passages are; a Haystack document store.
+        store: Where the chunks are; a Haystack document store.
         files: The files, all or those of one batch.
-        preparation: From files to passages; see the function of that name.
-        embedder: Embeds passages.
+        preparation: From files to chunks; see the function of that name.
+        embedder: Embeds chunks.
         gone: Ids of documents that were withdrawn, superseded or deleted.
         settings: What else decides the vectors, above all the embedding model: when it changes,
             everything is embedded anew.
@@ -336,7 +334,7 @@ def update(
 
     Raises:
         DataError: Two files have the same document id, one is among those that are gone, or the
-            embedder left a passage without a vector.
+            embedder left a chunk without a vector.
     """
     files, gone = list(files), list(dict.fromkeys(gone))
     _check(files, gone)
@@ -374,7 +372,7 @@ class _Update:
         self._settings = settings
 
     def files(self, files: Sequence[SourceFile]) -> Iterator[Outcome]:
-        """Bring some files up to date; whole batches of passages are embedded at a time.
+        """Bring some files up to date; whole batches of chunks are embedded at a time.
 
         While the endpoint embeds a batch, the next one is prepared.
         """
@@ -388,7 +386,7 @@ class _Update:
                     yield item
                     continue
                 batch.append(item)
-                if sum(len(prepared.passages) for prepared in batch) >= BATCH:
+                if sum(len(prepared.chunks) for prepared in batch) >= BATCH:
                     sent.append((batch, endpoint.submit(self._embed, batch)))
                     batch = []
                     if len(sent) > 1:
@@ -399,52 +397,52 @@ class _Update:
                 yield from self._write(*finished, held)
 
     def remove(self, names: Sequence[str]) -> list[Outcome]:
-        """Delete the passages of documents; those that the store does not know are no outcome."""
+        """Delete the chunks of documents; those that the store does not know are no outcome."""
         held = self._held(names)
-        self._delete([passage for passages in held.values() for passage in passages])
+        self._delete([chunk for chunks in held.values() for chunk in chunks])
         return [Outcome(name, "removed") for name in names if name in held]
 
     def _held(self, names: Sequence[str]) -> dict[str, list[Document]]:
-        """Return the passages, with vectors, that the store holds of some documents."""
+        """Return the chunks, with vectors, that the store holds of some documents."""
         held: dict[str, list[Document]] = {}
         wanted = {"field": "meta.document", "operator": "in", "value": list(names)}
-        for passage in self._store.filter_documents(filters=wanted):
-            held.setdefault(passage.meta["document"], []).append(passage)
+        for chunk in self._store.filter_documents(filters=wanted):
+            held.setdefault(chunk.meta["document"], []).append(chunk)
         return held
 
     def _prepare(self, file: SourceFile, known: Sequence[Document]) -> Prepared | Outcome:
         """Return what has to be written of a file, or its outcome if that is nothing.
 
-        Passages whose text is as before get their vectors, if these were made in the same way.
+        Chunks whose text is as before get their vectors, if these were made in the same way.
         """
         try:
             wanted = fingerprint(file, self._settings)
         except OSError as error:
             return _skipped(file, f"it cannot be read ({error.strerror})", known)
         current = [p for p in known if p.meta.get("fingerprint") == wanted]
-        complete = bool(current) and len(current) == current[0].meta["passages"]
+        complete = bool(current) and len(current) == current[0].meta.get("chunks")
         if complete and len(current) == len(known):
             note = next((p.meta["note"] for p in current if p.meta.get("note")), "")
             return Outcome(file.document, "unchanged", len(current), note=note)
         prepared = prepare(file, self._preparation, wanted)
-        if not prepared.passages:
+        if not prepared.chunks:
             return _skipped(file, prepared.note, known)
         alike = [p for p in known if p.meta.get("settings") == self._settings]
         vectors = {p.content: p.embedding for p in alike}
-        passages = (
+        chunks = (
             replace(p, meta=p.meta | {"settings": self._settings}, embedding=vectors.get(p.content))
-            for p in prepared.passages
+            for p in prepared.chunks
         )
-        return replace(prepared, passages=tuple(passages))
+        return replace(prepared, chunks=tuple(chunks))
 
     def _embed(self, batch: Sequence[Prepared]) -> list[Document]:
-        """Return the passages that had no vector with one."""
-        missing = [p for prepared in batch for p in prepared.passages if not p.embedding]
+        """Return the chunks that had no vector with one."""
+        missing = [p for prepared in batch for p in prepared.chunks if not p.embedding]
         if not missing:
             return []
         embedded: list[Document] = list(self._embedder.run(documents=missing)["documents"])
-        if len(embedded) != len(missing) or not all(passage.embedding for passage in embedded):
-            raise DataError("The embedder left a passage without a vector; nothing was written.")
+        if len(embedded) != len(missing) or not all(chunk.embedding for chunk in embedded):
+            raise DataError("The embedder left a chunk without a vector; nothing was written.")
         return embedded
 
     def _write(
@@ -453,52 +451,52 @@ class _Update:
         embedding: Future[list[Document]],
         held: Mapping[str, list[Document]],
     ) -> Iterator[Outcome]:
-        """Write the new passages of some files, then delete the old ones."""
-        embedded = {passage.id: passage for passage in embedding.result()}
-        new = {p.id: embedded.get(p.id, p) for prepared in batch for p in prepared.passages}
+        """Write the new chunks of some files, then delete the old ones."""
+        embedded = {chunk.id: chunk for chunk in embedding.result()}
+        new = {p.id: embedded.get(p.id, p) for prepared in batch for p in prepared.chunks}
         self._store.write_documents(list(new.values()), policy=DuplicatePolicy.OVERWRITE)
         old = [p for prepared in batch for p in held.get(prepared.file.document, ())]
-        self._delete([passage for passage in old if passage.id not in new])
+        self._delete([chunk for chunk in old if chunk.id not in new])
         for prepared in batch:
             yield Outcome(
                 prepared.file.document,
                 "changed" if prepared.file.document in held else "added",
-                len(prepared.passages),
-                sum(passage.id in embedded for passage in prepared.passages),
+                len(prepared.chunks),
+                sum(chunk.id in embedded for chunk in prepared.chunks),
                 prepared.note,
             )
 
-    def _delete(self, passages: Sequence[Document]) -> None:
-        if passages:
-            self._store.delete_documents([passage.id for passage in passages])
+    def _delete(self, chunks: Sequence[Document]) -> None:
+        if chunks:
+            self._store.delete_documents([chunk.id for chunk in chunks])
 
 
 def _identified(
-    file: SourceFile, fingerprint: str, passages: Sequence[Document], note: str
+    file: SourceFile, fingerprint: str, chunks: Sequence[Document], note: str
 ) -> Iterator[Document]:
-    """Give passages their lasting ids and the metadata that `update` looks for."""
-    for number, passage in enumerate(passages):
-        own = {key: value for key, value in passage.meta.items() if key not in _SPLITTER_KEYS}
+    """Give chunks their lasting ids and the metadata that `update` looks for."""
+    for number, chunk in enumerate(chunks):
+        own = {key: value for key, value in chunk.meta.items() if key not in _SPLITTER_KEYS}
         meta = own | {
             "file_path": file.path.name,
             "document": file.document,
             "fingerprint": fingerprint,
-            "passages": len(passages),
+            "chunks": len(chunks),
             "split_id": number,
         }
         if note and number == 0:
             meta["note"] = note
         name = _digest(file.document, fingerprint, str(number))
-        yield Document(id=name, content=passage.content, meta=meta)
+        yield Document(id=name, content=chunk.content, meta=meta)
 
 
-def _own_text(passage: Document) -> str:
-    """Return a passage without its title line: a title alone is no passage."""
-    return (passage.content or "").removeprefix(f"{passage.meta.get('title')}\n")
+def _own_text(chunk: Document) -> str:
+    """Return a chunk without its title line: a title alone is no chunk."""
+    return (chunk.content or "").removeprefix(f"{chunk.meta.get('title')}\n")
 
 
 def _why_empty(path: Path, unknown: bool) -> str:
-    """Say why a file gave no passage."""
+    """Say why a file gave no chunk."""
     if unknown:
         return f"there is no converter for {path.suffix or 'files without an ending'}"
     if path.stat().st_size == 0:

@@ -1,10 +1,10 @@
 """Sparse vectors by BM25, for keyword search inside a vector database.
 
 BM25 (Robertson and Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond", Foundations
-and Trends in Information Retrieval, 2009) is a sum over the words that a question and a passage
-share, so it is the dot product of two sparse vectors. The passage's vector holds a weight for each
-of its words, by how often it occurs and how long the passage is; the question's says how often it
-asks for each word; and how rare a word is, which changes with every passage that comes or goes, is
+and Trends in Information Retrieval, 2009) is a sum over the words that a question and a chunk
+share, so it is the dot product of two sparse vectors. The chunk's vector holds a weight for each
+of its words, by how often it occurs and how long the chunk is; the question's says how often it
+asks for each word; and how rare a word is, which changes with every chunk that comes or goes, is
 left to the database (Qdrant's modifier `idf`). Words, stop words and stems are those of bm25s and
 PyStemmer, which download nothing.
 """
@@ -26,26 +26,26 @@ from nim_cookbook.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class BM25Encoder:
-    """Makes the sparse vectors of passages and questions, in BM25's variant of Lucene and bm25s.
+    """Makes the sparse vectors of chunks and questions, in BM25's variant of Lucene and bm25s.
 
     A word's position in the vector is a 32-bit hash of its stem. So there is no vocabulary to keep,
-    and passages with new words can be added at any time. Among n different stems the chance that
+    and chunks with new words can be added at any time. Among n different stems the chance that
     any two share a position is about n² / 2³³: 0.3 % for 5,000 stems, 69 % for 100,000; and then
     two words of the 100,000 count as one, which hardly changes a ranking.
 
     Attributes:
-        average_length: Words of an average passage, stop words left out. It is a setting like the
-            other two: fix it once (`average_length`), because all passages' weights rest on it.
+        average_length: Words of an average chunk, stop words left out. It is a setting like the
+            other two: fix it once (`average_length`), because all chunks' weights rest on it.
         k1: How soon more of the same word stops to count.
-        b: How much long passages are marked down, 0 to 1.
+        b: How much long chunks are marked down, 0 to 1.
     """
 
     average_length: float
     k1: float = 1.5
     b: float = 0.75
 
-    def passage(self, text: str) -> SparseEmbedding:
-        """Return the vector of a passage: tf / (tf + k1 (1 - b + b length / average_length)).
+    def chunk(self, text: str) -> SparseEmbedding:
+        """Return the vector of a chunk: tf / (tf + k1 (1 - b + b length / average_length)).
 
         A text without words has an empty vector.
         """
@@ -59,7 +59,7 @@ class BM25Encoder:
 
     def encode(self, documents: Iterable[Document]) -> list[Document]:
         """Return documents with the sparse vectors of their contents."""
-        return [replace(d, sparse_embedding=self.passage(d.content or "")) for d in documents]
+        return [replace(d, sparse_embedding=self.chunk(d.content or "")) for d in documents]
 
 
 def average_length(texts: Sequence[str]) -> float:

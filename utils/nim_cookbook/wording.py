@@ -29,5 +29,5 @@ def size(size: float) -> str:
 
 
 def count(number: int, what: str) -> str:
-    """Return a number of things: 1 passage, 2 passages."""
+    """Return a number of things: 1 chunk, 2 chunks."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"

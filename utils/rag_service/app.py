@@ -5,7 +5,7 @@
 | path | what |
 |---|---|
 | `POST /ask/run` | a question; its answer with sources |
-| `POST /search/run` | a question; passages only |
+| `POST /search/run` | a question; chunks only |
 | `POST /v1/chat/completions`, `GET /v1/models` | the same, model `ask`, for OpenAI's clients |
 | `POST /v1/files` | a file to be indexed |
 | `GET /metrics` | Prometheus |

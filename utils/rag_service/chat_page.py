@@ -1,7 +1,7 @@
 """What happens in the chat page; Chainlit loads this file, `rag_service.chat` serves it.
 
 The reader signs in with the query service's token as the password. Questions go to the query
-service as any other client's do, through OpenAI's client with streaming; the passages open beside
+service as any other client's do, through OpenAI's client with streaming; the chunks open beside
 the answer.
 """
 
@@ -63,15 +63,15 @@ async def _answer(client: openai.AsyncOpenAI, question: str) -> None:
     except openai.OpenAIError as error:
         await reply.stream_token(_sentence(error))
     if sources:
-        # A name that stands in the text becomes a link that opens the passage beside it.
+        # A name that stands in the text becomes a link that opens the chunk beside it.
         names = [f"Source {n}" for n in range(1, len(sources) + 1)]
         lines = [f"- {name}: {one['citation']}" for name, one in zip(names, sources, strict=True)]
         await reply.stream_token("\n\n" + "\n".join(lines))
-        passages: list[Any] = [
+        chunks: list[Any] = [
             cl.Text(name=name, content=one["text"], display="side")
             for name, one in zip(names, sources, strict=True)
         ]
-        reply.elements = passages
+        reply.elements = chunks
     await reply.send()
 
 

@@ -86,7 +86,7 @@ class FileStore:
     def fetched(self, stored: StoredFile, name: str) -> Iterator[Path]:
         """Give a copy of a file, under the name it had, until the context ends.
 
-        The name matters: its ending tells the converter, and passages carry it.
+        The name matters: its ending tells the converter, and chunks carry it.
 
         Raises:
             DataError: The file is not in the store, or its content has changed.

@@ -2,7 +2,7 @@
 
 `python -m rag_service.indexer` runs one; more of them share the work. It fetches the file by
 its hash, converts and splits it as recipe 03 does, embeds it through the embedding NIM, writes the
-passages with ids made from their content, deletes those of an older version, and only then
+chunks with ids made from their content, deletes those of an older version, and only then
 acknowledges the job. So a worker may be killed at any moment: the job comes again, and doing it
 twice is the same as doing it once.
 
@@ -83,7 +83,7 @@ class Worker:
             queue: Where jobs come from.
             files: Where their files are.
             store: What is brought up to date.
-            embedder: Embeds passages.
+            embedder: Embeds chunks.
             settings: What else decides the vectors, above all the embedding model.
             name: Of this worker, for logs and dead letters.
             grace: Seconds that the job in hand has to end after `stop`.
@@ -217,7 +217,7 @@ class Worker:
             outcome = self._update(policy, [source], []).outcomes[0]
         if outcome.status == "skipped":
             raise DataError(outcome.note)
-        return f"{outcome.status}, {outcome.passages} passages, {outcome.embedded} embedded"
+        return f"{outcome.status}, {outcome.chunks} chunks, {outcome.embedded} embedded"
 
     def _update(
         self, policy: RetryPolicy, files: list[SourceFile], gone: list[str]
@@ -247,7 +247,7 @@ def dimension(embedder: Embedder, wait: float = START_WAIT) -> int:
     """Return the length of an endpoint's vectors, by asking for one.
 
     Args:
-        embedder: Embeds passages.
+        embedder: Embeds chunks.
         wait: Seconds to wait for the endpoint.
 
     Raises:
@@ -296,7 +296,7 @@ async def serve(options: argparse.Namespace) -> Count:
         _listen(worker.stop, options.stop_with_stdin)
         if options.metrics_port:
             expose(worker.count, options.metrics_host, options.metrics_port)
-        _say(f"{READY}passages are embedded by {nim.embedding.weights}.")
+        _say(f"{READY}chunks are embedded by {nim.embedding.weights}.")
         return await worker.run(until_empty=options.until_empty)
 
 

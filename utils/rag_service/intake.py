@@ -43,7 +43,7 @@ async def submit_all(queue: Queue, files: FileStore, sources: Iterable[SourceFil
 
 
 async def remove(queue: Queue, document: str) -> None:
-    """Send a job that removes a document's passages.
+    """Send a job that removes a document's chunks.
 
     Raises:
         EndpointUnreachable: The queue does not take the job.

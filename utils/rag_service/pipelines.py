@@ -84,7 +84,7 @@ def build(name: Name) -> Pipeline:
     """Return a pipeline as recipes 03 and 08 build it, for the API catalog and Qdrant by URL.
 
     Args:
-        name: `ask` goes from a question to an answer, `search` to passages, and `indexing` from
+        name: `ask` goes from a question to an answer, `search` to chunks, and `indexing` from
             files to vectors.
     """
     api = _catalog()
@@ -122,7 +122,7 @@ def load(
     Args:
         name: Which one.
         api: Where the models are.
-        store: Where the passages are; None for the store in the file.
+        store: Where the chunks are; None for the store in the file.
         folder: Where the file is; see `pipelines_dir`.
 
     Raises:
@@ -152,7 +152,7 @@ def load(
         cause = str(error).strip().splitlines() or [type(error).__name__]
         raise ConfigurationError(f"{path} cannot be loaded: {cause[0][:300]}") from error
     if "ranker" in data["components"]:
-        # A passage may be longer than the reranker takes; a ranker that has this is not saved.
+        # A chunk may be longer than the reranker takes; a ranker that has this is not saved.
         cast(Any, pipeline.get_component("ranker")).truncate = RankerTruncateMode.END
     return pipeline
 

@@ -37,7 +37,7 @@ class QueuePlot:
     """Jobs that are not done against time, a line for each run, drawn again as a run goes on.
 
     Args:
-        weights: What embeds the passages.
+        weights: What embeds the chunks.
         title: What is drawn.
     """
 

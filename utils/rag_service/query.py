@@ -1,4 +1,4 @@
-"""What the query service does: answers with their sources, passages, and files taken in.
+"""What the query service does: answers with their sources, chunks, and files taken in.
 
 The classes are Hayhooks pipeline wrappers; `wrappers/` gives each its name in the URL. They await
 the models, so that a slow NIM holds no thread; NVIDIA's embedder and ranker know no `await` and run
@@ -48,16 +48,16 @@ QUESTION_LENGTH = 4000
 
 
 class Source(BaseModel):
-    """A passage that the chat model was shown.
+    """A chunk that the chat model was shown.
 
     Attributes:
         citation: File and page, as a reader would look them up.
         document: The document's id.
         file: The file's name.
-        page: Page that the passage begins on, counted from 1; None without pages.
+        page: Page that the chunk begins on, counted from 1; None without pages.
         title: The document's title, where it has one.
         score: The reranker's logit.
-        text: The passage.
+        text: The chunk.
     """
 
     citation: str
@@ -74,7 +74,7 @@ class Reply(BaseModel):
 
     Attributes:
         answer: The answer, or what is said instead.
-        refused: Whether no passage was good enough, so that the model was not asked.
+        refused: Whether no chunk was good enough, so that the model was not asked.
         sources: What the model was shown, the best first.
         weights: What really answered, by role.
     """
@@ -86,7 +86,7 @@ class Reply(BaseModel):
 
 
 class Found(BaseModel):
-    """Passages over HTTP, the best first."""
+    """Chunks over HTTP, the best first."""
 
     sources: list[Source] = Field(default_factory=list)
 
@@ -97,7 +97,7 @@ class Service:
 
     Attributes:
         api: Where the models are.
-        store: Where the passages are.
+        store: Where the chunks are.
         enqueue: Takes an uploaded file in.
     """
 
@@ -164,7 +164,7 @@ class Ask(BasePipelineWrapper):
 
         Args:
             question: The question.
-            filters: Which passages may be found, as Haystack writes filters.
+            filters: Which chunks may be found, as Haystack writes filters.
         """
         with_question = inputs(question, filters)
         try:
@@ -230,7 +230,7 @@ class Ask(BasePipelineWrapper):
         return Reply(
             answer=answer.text,
             refused=answer.refused,
-            sources=[source(passage) for passage in answer.sources],
+            sources=[source(chunk) for chunk in answer.sources],
             weights={str(role): name for role, name in self.service.api.weights.items()},
         )
 
@@ -278,7 +278,7 @@ class AskSync(BasePipelineWrapper):
 
 
 class Search(BasePipelineWrapper):
-    """Passages for a question, without the chat model."""
+    """Chunks for a question, without the chat model."""
 
     def setup(self) -> None:
         """Load the pipeline; called by Hayhooks at the start."""
@@ -287,18 +287,18 @@ class Search(BasePipelineWrapper):
     async def run_api_async(
         self, question: str, top_k: int = 5, filters: dict[str, Any] | None = None
     ) -> Found:
-        """Find the passages that a question is about.
+        """Find the chunks that a question is about.
 
         Args:
             question: The question.
-            top_k: Most passages, from 1 to 20.
-            filters: Which passages may be found, as Haystack writes filters.
+            top_k: Most chunks, from 1 to 20.
+            filters: Which chunks may be found, as Haystack writes filters.
         """
         try:
             result = await self.pipeline.run_async(search_inputs(question, top_k, filters))
         except Exception as error:
             raise as_http(error) from error
-        return Found(sources=[source(passage) for passage in result["ranker"]["documents"]])
+        return Found(sources=[source(chunk) for chunk in result["ranker"]["documents"]])
 
 
 class SearchSync(BasePipelineWrapper):
@@ -309,9 +309,9 @@ class SearchSync(BasePipelineWrapper):
         self.pipeline: Pipeline = load("search", service().api, service().store)
 
     def run_api(self, question: str, top_k: int = 5) -> list[str]:
-        """Find the passages that a question is about."""
+        """Find the chunks that a question is about."""
         result = self.pipeline.run(search_inputs(question, top_k))
-        return [citation(passage) for passage in result["ranker"]["documents"]]
+        return [citation(chunk) for chunk in result["ranker"]["documents"]]
 
 
 def inputs(question: str, filters: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -346,17 +346,17 @@ def search_inputs(
     }
 
 
-def source(passage: Document) -> Source:
-    """Return a passage as it goes over HTTP."""
-    meta = passage.meta
+def source(chunk: Document) -> Source:
+    """Return a chunk as it goes over HTTP."""
+    meta = chunk.meta
     return Source(
-        citation=citation(passage),
-        document=str(meta.get("document", passage.id)),
+        citation=citation(chunk),
+        document=str(meta.get("document", chunk.id)),
         file=str(meta.get("file_path", "")),
-        page=page(passage),
+        page=page(chunk),
         title=meta.get("title"),
-        score=passage.score,
-        text=passage.content or "",
+        score=chunk.score,
+        text=chunk.content or "",
     )
 
 

@@ -63,7 +63,7 @@ class Job:
         document: The document's id; a new version of the file keeps it.
         name: The file's name, with the ending that tells its kind.
         file: Where its content is, by hash; None to remove the document.
-        meta: What every passage carries, such as `title`; JSON values.
+        meta: What every chunk carries, such as `title`; JSON values.
         submitted: When it was sent, ISO 8601 in UTC.
     """
 
