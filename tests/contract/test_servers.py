@@ -287,6 +287,22 @@ class TestStartAndEnd:
         )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
+    def test_nothing_is_reported_to_anybody(self, servers):
+        """ONNX Runtime connects to its makers about nine seconds after it is loaded, if it may."""
+        base = free_port_block()
+        with socket.create_server(("127.0.0.1", 0)) as proxy:
+            address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+            names = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "CI")
+            process = start("--port-base", str(base), **dict.fromkeys(names, address) | {"CI": ""})
+            try:
+                wait_ready(process)
+                proxy.settimeout(15)
+                with pytest.raises(TimeoutError):
+                    proxy.accept()
+            finally:
+                process.terminate()
+                process.wait(timeout=30)
+
 
 class TestAnOwnChatModel:
     """The chat role can be pointed at a GGUF file of the reader's."""
