@@ -162,6 +162,7 @@ FLOORS = {
     'cell = "first"\nmatches = "^1$"': "",
     'cell = "first"\nmatches = "2"': "the cell 'first' does not show '2': '1'",
     'cell = "first"\nlacks = "1"': "the cell 'first' shows '1': '1'",
+    'cell = "printed"\nmatches = "ab$"': "",  # in two pieces
     'cell = "second"\nlacks = "1"': "no cell has the tag 'second'",
 }
 
@@ -180,6 +181,10 @@ def executed_good(folder):
             new_code_cell(
                 metadata={"tags": ["first"]},
                 outputs=[new_output("execute_result", data={"text/plain": "1"})],
+            ),
+            new_code_cell(
+                metadata={"tags": ["printed"]},
+                outputs=[new_output("stream", text=piece) for piece in "ab"],
             ),
             new_code_cell(
                 outputs=[new_output("display_data", data={MEASURE_MIME: MEASURE, "text/plain": ""})]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from html import unescape
+from itertools import groupby
 
 from nbformat import NotebookNode
 
@@ -65,10 +66,15 @@ def shown(notebook: NotebookNode, tag: str) -> str | None:
 
 
 def _texts(cell: NotebookNode) -> Iterator[str]:
-    for output in cell.get("outputs", []):
-        data = output.get("data", {})
-        html = "".join(data.get("text/html", ""))
-        if html and "<img" not in html:  # a picture's words are its plain text
-            yield " ".join(unescape(_TAG.sub(" ", html)).split())
-        else:
-            yield "".join(output.get("text", data.get("text/plain", "")))
+    # What is printed in pieces is one text.
+    for kind, outputs in groupby(cell.get("outputs", []), lambda output: output["output_type"]):
+        texts = map(_text, outputs)
+        yield from ["".join(texts)] if kind == "stream" else texts
+
+
+def _text(output: NotebookNode) -> str:
+    data = output.get("data", {})
+    html = "".join(data.get("text/html", ""))
+    if html and "<img" not in html:  # a picture's words are its plain text
+        return " ".join(unescape(_TAG.sub(" ", html)).split())
+    return "".join(output.get("text", data.get("text/plain", "")))
