@@ -156,6 +156,8 @@ def test_a_model_without_tools_refuses_them(servers, body):
         ({"temperature": -0.1}, 422),
         ({"top_p": 10}, 422),
         ({"messages": []}, 422),
+        ({"messages": [{"role": "user", "content": ""}] * 100_000}, 422),
+        ({"messages": [{"role": "user", "content": " " * 2_000_000}]}, 400),
         ({"messages": [{"role": "robot", "content": "hi"}]}, 422),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 422),
         ({"model": "something-obviously-wrong"}, 404),
@@ -178,6 +180,19 @@ def test_what_cannot_be_done_is_refused(servers, body, status):
     error = answer.json()
     assert error["status"] == status
     assert error["message"] and error["detail"] and error["title"]
+
+
+@pytest.mark.parametrize(
+    "content", [r'"\ud800"', '"a", "temperature": NaN', "[" * 2000 + "]" * 2000]
+)
+@pytest.mark.parametrize("path", ["/chat/completions", "/completions"])
+def test_what_is_no_strict_json_is_refused(servers, path, content):
+    body = f'{{"model": "{MODEL}", "prompt": {content}}}'
+    headers = {"Content-Type": "application/json"}
+    with servers.client("chat") as http:
+        answer = http.post(path, content=body, headers=headers)
+    assert answer.status_code == 422, answer.text
+    assert "JSON" in answer.json()["detail"]
 
 
 def test_refusals_say_what_to_do(servers):

@@ -101,6 +101,25 @@ def test_every_quote_of_a_document_in_force_is_in_one_of_its_chunks(preparation)
     assert not lost
 
 
+@pytest.mark.parametrize(
+    ("lines", "title"),
+    [
+        ("title: 1984", "1984"),
+        ("title: {a: 1}", "{a: 1}"),
+        ('title: "Two words"', "Two words"),
+        ("title: " + "x" * 9999, "x" * 300),
+        # Each line of YAML would hold ten times the one before it.
+        ("title: a\nb: &b [a, a]\n" + "\n".join(f"c{n}: &c{n} [*b, *b]" for n in range(99)), "a"),
+    ],
+)
+def test_front_matter_is_text_and_little_of_it(preparation, tmp_path, lines, title):
+    (tmp_path / "a.md").write_text(f"---\n{lines}\n---\n# A\n\nSome words.\n")
+    (chunk,) = indexing.prepare(SourceFile("a", tmp_path / "a.md", {}), preparation).chunks
+    assert chunk.content == f"{title}\nA\nSome words."
+    assert chunk.meta["title"] == title
+    assert len(chunk.meta) < 70 and all(len(str(value)) <= 300 for value in chunk.meta.values())
+
+
 def test_chunks_say_where_they_come_from(preparation, tmp_path):
     pages = [words(0, 90), words(90, 90), words(180, 90)]
     prepared = indexing.prepare(pdf_of(tmp_path, "long.pdf", pages), preparation, "f")

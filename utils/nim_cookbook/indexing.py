@@ -30,9 +30,11 @@ from haystack.components.converters import (
     PyPDFToDocument,
     TextFileToDocument,
 )
+from haystack.components.converters.utils import get_bytestream_from_source
 from haystack.components.joiners import DocumentJoiner
 from haystack.components.preprocessors import DocumentCleaner, DocumentSplitter
 from haystack.components.routers import FileTypeRouter
+from haystack.dataclasses import ByteStream
 from haystack.document_stores.types import DocumentStore, DuplicatePolicy
 from haystack.utils import Secret
 from haystack_integrations.components.embedders.nvidia import NvidiaDocumentEmbedder
@@ -42,6 +44,7 @@ from nim_cookbook import local
 from nim_cookbook.corpus import CompanyFile, company_files, replaced
 from nim_cookbook.endpoints import Endpoint
 from nim_cookbook.errors import DataError
+from nim_cookbook.markup import split_front_matter
 
 Status = Literal["added", "changed", "unchanged", "removed", "skipped"]
 Progress = Callable[[int, int], None]
@@ -134,6 +137,36 @@ class Report:
 
 
 @component
+class MarkdownFile:
+    """Convert Markdown files; the lines of their front matter become metadata, as text.
+
+    Haystack's converter reads front matter as YAML, whose aliases make megabytes of metadata out of
+    a few bytes, in each chunk, and whose titles may be numbers.
+    """
+
+    def __init__(self) -> None:
+        self._converter = MarkdownToDocument(progress_bar=False)
+
+    @component.output_types(documents=list[Document])
+    def run(
+        self, sources: list[str | Path | ByteStream], meta: list[dict[str, Any]] | None = None
+    ) -> dict[str, list[Document]]:
+        """Return a document a file; what `meta` says of it counts more than its front matter."""
+        parted = [self._parted(source) for source in sources]
+        result: dict[str, list[Document]] = self._converter.run(sources=parted, meta=meta)
+        return result
+
+    @staticmethod
+    def _parted(source: str | Path | ByteStream) -> str | Path | ByteStream:
+        try:
+            stream = get_bytestream_from_source(source)
+            found, body = split_front_matter(stream.data.decode("utf-8"))
+        except (OSError, UnicodeDecodeError):
+            return source  # the converter says what is wrong with it
+        return ByteStream(body.encode(), meta={**found, **stream.meta})
+
+
+@component
 class TitleLine:
     """Begin each chunk with the title of its document, and end its page breaks.
 
@@ -166,9 +199,7 @@ def preparation(split_length: int = SPLIT_LENGTH, split_overlap: int = SPLIT_OVE
     pipeline = Pipeline()
     pipeline.add_component("router", FileTypeRouter(list(CONVERTERS)))
     pipeline.add_component("pdf", PyPDFToDocument())
-    pipeline.add_component(
-        "markdown", MarkdownToDocument(extract_frontmatter=True, progress_bar=False)
-    )
+    pipeline.add_component("markdown", MarkdownFile())
     pipeline.add_component("html", HTMLToDocument())
     pipeline.add_component("text", TextFileToDocument())
     pipeline.add_component("joiner", DocumentJoiner())

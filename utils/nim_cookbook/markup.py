@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import lxml.etree  # type: ignore[import-untyped]
 import lxml.html  # type: ignore[import-untyped]
+
+#: Pairs that front matter gives at most, and the characters of a key or value.
+MOST, LONGEST = 50, 300
 
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 _PAIR = re.compile(r"([A-Za-z_][\w-]*):[ \t]*(.*)")
@@ -22,14 +26,17 @@ _BLOCK = re.compile(
 def split_front_matter(text: str) -> tuple[dict[str, str], str]:
     """Part the front matter of a Markdown file, lines of `key: value`, from its body.
 
-    Two rules around other text are no front matter.
+    Two rules around other text are no front matter. Keys and values are text, cut at `LONGEST`
+    characters, and pairs beyond `MOST` are left out: each chunk of the file carries them.
     """
     head = _FRONT_MATTER.match(text)
     lines = [line for line in head[1].splitlines() if line.strip()] if head else []
     if head is None or not lines or not _PAIR.match(lines[0]):
         return {}, text
     pairs = (pair for line in lines if (pair := _PAIR.match(line)))
-    meta = {pair[1]: pair[2].strip().strip("\"'") for pair in pairs}
+    meta = {
+        pair[1][:LONGEST]: pair[2].strip().strip("\"'")[:LONGEST] for pair in islice(pairs, MOST)
+    }
     return meta, text[head.end() :].lstrip("\r\n")
 
 

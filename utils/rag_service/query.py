@@ -354,7 +354,7 @@ def source(chunk: Document) -> Source:
         document=str(meta.get("document", chunk.id)),
         file=str(meta.get("file_path", "")),
         page=page(chunk),
-        title=meta.get("title"),
+        title=None if meta.get("title") is None else str(meta["title"]),
         score=chunk.score,
         text=chunk.content or "",
     )

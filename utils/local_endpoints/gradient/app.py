@@ -37,6 +37,7 @@ from local_endpoints.nim.engines.chat import EngineRefusal, PromptTooLong
 from local_endpoints.nim.engines.encoder import InputTooLong
 from local_endpoints.nim.errors import ApiError, ClientGone
 from local_endpoints.nim.service import RoleService
+from local_endpoints.strict_json import StrictRoute
 from local_endpoints.weights import ResolvedWeights
 from nim_cookbook.errors import CookbookError
 
@@ -377,7 +378,7 @@ def _routes(api: _Api, token: str) -> APIRouter:
                 "(GRADIENT_WORKSPACE_ID); this local stand-in has one workspace for all."
             )
 
-    router = APIRouter(prefix=PREFIX, dependencies=[Depends(gate)])
+    router = APIRouter(route_class=StrictRoute, prefix=PREFIX, dependencies=[Depends(gate)])
 
     router.get("/models")(api.models)
     router.post("/models")(api.create)

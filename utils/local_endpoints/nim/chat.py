@@ -32,12 +32,15 @@ from local_endpoints.nim.schemas import (
     Sampling,
 )
 from local_endpoints.nim.service import RoleService
+from local_endpoints.strict_json import StrictRoute
 
 Json = dict[str, Any]
 Service = RoleService[AdaptableEngine]
 # What an engine raises about a request.
 ENGINE_ERRORS = (PromptTooLong, EngineRefusal, UnknownAdapter, EngineStopped)
 
+# Bytes of the longest tokens that the models have, runs of spaces.
+LONGEST_TOKEN = 128
 # Fields that llama.cpp takes under the same name.
 PASSED_ON = (
     "temperature",
@@ -192,6 +195,7 @@ class ChatTranslator:
 
     def _add_messages(self, body: ChatRequest, engine: AdaptableEngine) -> None:
         messages = [_message(message) for message in body.messages]
+        _check_size(engine.context, orjson.dumps([messages, _tools(body)[0]]))
         if engine.weights.system and all(message["role"] != "system" for message in messages):
             messages.insert(0, {"role": "system", "content": engine.weights.system})
         self.request["messages"] = messages
@@ -224,6 +228,16 @@ class ChatTranslator:
         return answer
 
 
+def _check_size(context: int, text: bytes) -> None:
+    """Refuse what cannot fit before any template or tokenizer works on it."""
+    if len(text) > context * LONGEST_TOKEN:
+        raise ApiError(
+            400,
+            f"This model's maximum context length is {context} tokens, but the input has "
+            f"{len(text):,} bytes; shorten it.",
+        )
+
+
 def _api_error(error: Exception, context: int) -> ApiError:
     if isinstance(error, PromptTooLong):
         return ApiError(
@@ -240,7 +254,7 @@ def _api_error(error: Exception, context: int) -> ApiError:
 
 def router(service: Service, metrics: Metrics, adapters: bool = False) -> APIRouter:
     """Return the chat routes over `service`; `adapters` if they serve its LoRA adapters, too."""
-    routes = APIRouter(prefix="/v1", tags=["chat"])
+    routes = APIRouter(route_class=StrictRoute, prefix="/v1", tags=["chat"])
 
     def adapter_of(model: str) -> str | None:
         """Return the adapter that a model id chooses, None for the base model.
@@ -321,6 +335,8 @@ def router(service: Service, metrics: Metrics, adapters: bool = False) -> APIRou
         adapter = adapter_of(body.model)
         engine = service.require_engine()
         translated = _sampling(body, body.max_tokens, engine.context)
+        for text in [body.prompt] if isinstance(body.prompt, str) else body.prompt:
+            _check_size(engine.context, text.encode())
         translated["prompt"] = body.prompt
         if body.logprobs is not None:
             translated["logprobs"] = body.logprobs

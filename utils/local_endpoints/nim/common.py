@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from local_endpoints.nim.errors import ClientGone, error_response, install_handlers
 from local_endpoints.nim.metrics import Metrics
 from local_endpoints.nim.service import RoleService
+from local_endpoints.strict_json import StrictRoute
 
 T = TypeVar("T")
 
@@ -132,7 +133,7 @@ async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
 def _system_router(
     services: Sequence[RoleService[Any]], metrics: Metrics, adapters: bool
 ) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["system"])
+    router = APIRouter(route_class=StrictRoute, prefix="/v1", tags=["system"])
 
     @router.get("/health/live")
     async def live() -> dict[str, Any]:

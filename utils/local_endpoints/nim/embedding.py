@@ -15,6 +15,7 @@ from local_endpoints.nim.errors import ApiError
 from local_endpoints.nim.metrics import Metrics
 from local_endpoints.nim.schemas import EmbeddingRequest
 from local_endpoints.nim.service import RoleService
+from local_endpoints.strict_json import StrictRoute
 
 Service = RoleService[EmbeddingEngine]
 Vector = np.ndarray[Any, np.dtype[np.float32]]
@@ -65,7 +66,7 @@ def _encode(vector: Vector, encoding: str) -> Vector | str:
 
 def router(service: Service, metrics: Metrics) -> APIRouter:
     """Return the embedding routes over `service`."""
-    routes = APIRouter(prefix="/v1", tags=["embedding"])
+    routes = APIRouter(route_class=StrictRoute, prefix="/v1", tags=["embedding"])
 
     @routes.post("/embeddings", response_model=None)
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:

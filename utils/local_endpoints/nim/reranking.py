@@ -14,6 +14,7 @@ from local_endpoints.nim.errors import ApiError
 from local_endpoints.nim.metrics import Metrics
 from local_endpoints.nim.schemas import RankingRequest
 from local_endpoints.nim.service import RoleService
+from local_endpoints.strict_json import StrictRoute
 
 Service = RoleService[RerankingEngine]
 
@@ -52,7 +53,7 @@ async def _rank(
 
 def router(service: Service, metrics: Metrics) -> APIRouter:
     """Return the route of a self-hosted reranking NIM."""
-    routes = APIRouter(prefix="/v1", tags=["reranking"])
+    routes = APIRouter(route_class=StrictRoute, prefix="/v1", tags=["reranking"])
 
     @routes.post("/ranking", response_model=None)
     async def ranking(body: RankingRequest, request: Request) -> Response:
@@ -64,7 +65,7 @@ def router(service: Service, metrics: Metrics) -> APIRouter:
 
 def hosted_router(service: Service, metrics: Metrics) -> APIRouter:
     """Return the paths of the hosted catalog: one a model, and the legacy one for all."""
-    routes = APIRouter(prefix="/v1/retrieval/nvidia", tags=["reranking"])
+    routes = APIRouter(route_class=StrictRoute, prefix="/v1/retrieval/nvidia", tags=["reranking"])
 
     @routes.post("/reranking", response_model=None)
     async def legacy(body: RankingRequest, request: Request) -> Response:

@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 MAX_INPUTS = 2048
 MAX_PASSAGES = 512
 DEFAULT_MAX_TOKENS = 1024
+# A chat template's work grows with both, and nobody can interrupt it.
+MAX_MESSAGES = 2048
+MAX_TOOLS = 128
 
 
 class Body(BaseModel):
@@ -155,11 +158,11 @@ class Sampling(Body):
 class ChatRequest(Sampling):
     """Body of ``POST /v1/chat/completions``."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(default=None, ge=1, lt=2**31 - 1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    tools: list[Tool] | None = None
+    tools: list[Tool] | None = Field(default=None, max_length=MAX_TOOLS)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool = True
     response_format: ResponseFormat | None = None

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from local_endpoints.notion.markdown import Json, plain
 from local_endpoints.notion.workspace import BlockNode, Page, Workspace
+from local_endpoints.strict_json import StrictRoute
 
 OLD = "2022-06-28"
 NEW = "2025-09-03"  # a database got data sources, which hold its columns and entries
@@ -203,7 +204,7 @@ def _routes(space: Workspace, token: str) -> APIRouter:
 
     Version = Annotated[str, Depends(gate)]
     Params = Annotated[Paging, Query()]
-    router = APIRouter(prefix="/v1", dependencies=[Depends(gate)])
+    router = APIRouter(route_class=StrictRoute, prefix="/v1", dependencies=[Depends(gate)])
 
     def get(kind: str, identity: UUID) -> Page:
         """Return a page or database that the integration may read."""
