@@ -18,7 +18,7 @@ from tests.support import Servers
 
 HERE = Path(__file__).resolve().parent
 FOLDER = HERE.parents[1] / "notebooks"
-TIMEOUT = 300  # seconds for a cell
+TIMEOUT = 600  # seconds for a cell: a training on a slow machine
 
 RECIPES = [
     pytest.param(recipe, id=recipe.number, marks=[pytest.mark.alone] if recipe.alone else [])

@@ -54,7 +54,7 @@ class Recipe:
     endpoints: tuple[str, ...]  # the roles that it calls
     lesson: str  # what it teaches, in one sentence
     seconds: int = 0  # executing it on two cores, as measured; 0 where nobody did
-    alone: bool = False  # whether it measures time or load, so that nothing may run beside it
+    alone: bool = False  # it measures time or load, or trains: nothing runs beside it
     floor: tuple[Floor, ...] = ()  # what must hold when it was executed
 
 
