@@ -26,10 +26,11 @@ NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("[0-9]*.ipynb"))
 
 # These need packages of an extra, which this environment leaves out: recipe, and what it says.
 STOPS = {
+    "09": ("Training needs torch", "this server lacks", "finetune"),
     "10": ("torch is not installed", "restart the kernel", "finetune"),
     "11": ("hayhooks is not installed", "restart the kernel", "serve"),
-    "12": ("There is no nats-server", "did not start", "serve"),
-    "13": ("There is no nats-server", "did not start", "serve"),
+    "12": ("pydantic_settings is not installed", "restart the kernel", "serve"),
+    "13": ("pydantic_settings is not installed", "restart the kernel", "serve"),
     "14": ("Helm", "pip install", "kubernetes"),
 }
 

@@ -8,10 +8,17 @@ from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from nim_cookbook.endpoints import read_env_file
 from nim_cookbook.errors import ConfigurationError, MissingKeyError
+
+try:
+    from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+except ModuleNotFoundError as error:
+    raise ConfigurationError(
+        f"{error.name} is not installed: install what serving needs with "
+        '`pip install "nim-rag-cookbook[serve]"` and restart the kernel.'
+    ) from None
 
 NATS_URL = "COOKBOOK_NATS_URL"
 STORE_URL = "COOKBOOK_STORE_URL"
