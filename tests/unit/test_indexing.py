@@ -108,7 +108,7 @@ def test_every_quote_of_a_document_in_force_is_in_one_of_its_chunks(preparation)
         ("title: {a: 1}", "{a: 1}"),
         ('title: "Two words"', "Two words"),
         ("title: " + "x" * 9999, "x" * 300),
-        # Each line of YAML would hold ten times the one before it.
+        # YAML's aliases would put the same list into every value.
         ("title: a\nb: &b [a, a]\n" + "\n".join(f"c{n}: &c{n} [*b, *b]" for n in range(99)), "a"),
     ],
 )
@@ -118,6 +118,12 @@ def test_front_matter_is_text_and_little_of_it(preparation, tmp_path, lines, tit
     assert chunk.content == f"{title}\nA\nSome words."
     assert chunk.meta["title"] == title
     assert len(chunk.meta) < 70 and all(len(str(value)) <= 300 for value in chunk.meta.values())
+
+
+def test_front_matter_is_found_after_a_byte_order_mark(preparation, tmp_path):
+    (tmp_path / "a.md").write_text("---\ntitle: B\n---\nSome words.\n", encoding="utf-8-sig")
+    (chunk,) = indexing.prepare(SourceFile("a", tmp_path / "a.md", {}), preparation).chunks
+    assert chunk.content == "B\nSome words."
 
 
 def test_chunks_say_where_they_come_from(preparation, tmp_path):

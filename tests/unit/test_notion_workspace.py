@@ -231,7 +231,7 @@ def test_the_wiki_uses_every_block_type(wiki):
     }
 
 
-def test_the_wiki_shares_no_long_chunk_with_the_companys_papers(wiki):
+def test_the_wiki_shares_no_long_passage_with_the_companys_papers(wiki):
     def sequences(words: list[str]) -> set[tuple[str, ...]]:
         return {tuple(words[i : i + 12]) for i in range(len(words) - 11)}
 

@@ -44,6 +44,7 @@ _EXTRAS = {
     "transformers": "finetune",
     "peft": "finetune",
     "hayhooks": "serve",
+    "pydantic_settings": "serve",
     "nats": "serve",
     "opentelemetry": "serve",
     "aiohttp": "kubernetes",

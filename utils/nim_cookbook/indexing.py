@@ -160,7 +160,7 @@ class MarkdownFile:
     def _parted(source: str | Path | ByteStream) -> str | Path | ByteStream:
         try:
             stream = get_bytestream_from_source(source)
-            found, body = split_front_matter(stream.data.decode("utf-8"))
+            found, body = split_front_matter(stream.data.decode("utf-8-sig"))
         except (OSError, UnicodeDecodeError):
             return source  # the converter says what is wrong with it
         return ByteStream(body.encode(), meta={**found, **stream.meta})

@@ -15,10 +15,9 @@ from nim_cookbook.errors import ConfigurationError, MissingKeyError
 try:
     from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 except ModuleNotFoundError as error:
-    raise ConfigurationError(
-        f"{error.name} is not installed: install what serving needs with "
-        '`pip install "nim-rag-cookbook[serve]"` and restart the kernel.'
-    ) from None
+    from nim_cookbook.explain import explain  # knows the extra; no notebook has connected yet
+
+    raise ConfigurationError(explain(error) or str(error)) from None
 
 NATS_URL = "COOKBOOK_NATS_URL"
 STORE_URL = "COOKBOOK_STORE_URL"

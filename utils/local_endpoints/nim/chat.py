@@ -195,11 +195,11 @@ class ChatTranslator:
 
     def _add_messages(self, body: ChatRequest, engine: AdaptableEngine) -> None:
         messages = [_message(message) for message in body.messages]
-        _check_size(engine.context, orjson.dumps([messages, _tools(body)[0]]))
+        tools, required = _tools(body)
+        _check_size(engine.context, orjson.dumps([messages, tools]))
         if engine.weights.system and all(message["role"] != "system" for message in messages):
             messages.insert(0, {"role": "system", "content": engine.weights.system})
         self.request["messages"] = messages
-        tools, required = _tools(body)
         used = any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
         if (tools or used) and not engine.knows_tools:
             raise ApiError(
