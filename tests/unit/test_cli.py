@@ -33,6 +33,7 @@ from nim_cookbook.errors import ConfigurationError, DataError, EndpointUnreachab
 from nim_cookbook.local import LocalServer
 from nim_cookbook.models import load_registry
 from nim_cookbook.wording import MEASURE_MIME
+from tests.support import free_port_block
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "cookbook_cli"]
@@ -341,6 +342,9 @@ def _wait_for(look: Callable[[], list[int]], seconds: float = 40) -> list[int]:
         (["run", "--timeout"], "`nim-cookbook run --help`"),
         (["--nonsense"], "`nim-cookbook --help`"),
         (["run", "--endpoints", "cloud"], "'--endpoints': 'cloud' is not one of"),
+        (["ask", "notes", "--threshold", "nan"], "a threshold is a finite number"),
+        (["ask", "notes", "--threshold", "inf", "--json"], "a threshold is a finite number"),
+        (["serve", "--host", ""], "--host is empty"),
     ],
 )
 def test_mistakes_are_one_sentence(arguments, said, capsys):
@@ -359,6 +363,42 @@ def test_mistakes_as_a_process(tmp_path):
         "Error: No local endpoints are running: start them with `nim-cookbook serve` first.\n"
     )
     assert done.stdout == ""
+
+
+def test_serve_refuses_the_key_that_ask_refuses(tmp_path):
+    done = cli("serve", COOKBOOK_CACHE_DIR=str(tmp_path), COOKBOOK_LOCAL_KEY="nvapi-not-a-real-key")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "COOKBOOK_LOCAL_KEY looks like a real NVIDIA key" in done.stderr
+
+
+def test_a_file_in_the_place_of_a_folder_of_the_cache(tmp_path):
+    (tmp_path / "run").write_text("")
+    for command in (["serve", "--env"], ["serve"], ["doctor"]):
+        done = cli(
+            *command,
+            COOKBOOK_CACHE_DIR=str(tmp_path),
+            COOKBOOK_PORT_BASE=str(free_port_block()),
+        )
+        assert "Traceback" not in done.stderr and str(tmp_path / "run") in done.stderr + done.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("command", [["doctor"], ["--help"]])
+def test_output_on_a_full_disk_is_one_sentence(command, tmp_path):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*COMMAND, *command],
+            env=os.environ | {"COOKBOOK_CACHE_DIR": str(tmp_path)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "Error: the output cannot be written, the disk is full: free some space and start again.\n"
+    )
 
 
 def test_unexpected_errors_keep_their_traceback(monkeypatch):

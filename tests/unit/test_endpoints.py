@@ -523,8 +523,28 @@ def test_proxies_are_kept_off_loopback_and_off_the_readers_own_hosts(stand_in, v
     use(HTTP_PROXY="http://127.0.0.1:9", **{variable: "nim.corp"})
     endpoints.connect()
     endpoints.connect()
-    assert os.environ[variable] == "nim.corp,127.0.0.1,localhost"
+    assert os.environ[variable] == "nim.corp,127.0.0.1,localhost,::1"
     assert all(proxy_bypass_environment(host) for host in ("nim.corp", "127.0.0.1", "localhost"))
+
+
+def test_no_proxy_for_any_host_stays_so(stand_in):
+    use(HTTP_PROXY="http://127.0.0.1:9", NO_PROXY="*")
+    endpoints.connect()
+    assert os.environ["NO_PROXY"] == "*" and "no_proxy" not in os.environ
+
+
+def test_a_nim_on_loopback_is_never_asked_through_a_proxy(nim):
+    """Its texts would reach the proxy: the clients read the environment."""
+    found = self_hosted(nim, HTTP_PROXY="http://127.0.0.1:9", NO_PROXY="nim.corp")
+    assert httpx.get(f"{found.chat.url}/models").status_code == 200  # heeds them, as clients do
+
+
+@pytest.mark.parametrize("content", [b"A=\xff\xfe", b"A=one\x00two"])
+def test_a_damaged_env_file_is_named(tmp_path, monkeypatch, content):
+    (tmp_path / ".env").write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"\.env cannot be read .*UTF-8"):
+        endpoints.connect()
 
 
 def test_the_servers_stay_while_another_connection_uses_them(stand_in):

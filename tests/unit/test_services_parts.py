@@ -243,6 +243,7 @@ def test_settings_hide_their_secrets(monkeypatch):
     assert "secret" not in repr(settings)
     assert place(settings.nats_url) == "nats://localhost:4222"
     assert store_place(settings.store_url) == "postgresql://localhost/db"
+    assert store_place("postgresql://me:secret@h:port/db") == "postgresql://h:port/db"
     with pytest.raises(ConfigurationError, match="COOKBOOK_FILES is not set"):
         settings.require(FILES)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -23,6 +24,9 @@ def _sentence(error: Exception, given: Sequence[str]) -> str | None:
     """What to show of an error that the user caused; None for an error of ours."""
     if isinstance(error, CookbookError):
         return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = error.filename or "the output"
+        return f"{where} cannot be written, the disk is full: free some space and start again."
     format_message = getattr(error, "format_message", None)  # Typer's own usage errors
     if format_message is None:
         return None
@@ -44,6 +48,11 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _drop_output() -> None:
+    """Discard what is still to be written, which Python would try again at its exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -57,15 +66,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _stop)
     try:
         code = app(given, prog_name=NAME, standalone_mode=False)
+        sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
     except BrokenPipeError:  # `nim-cookbook doctor | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
     except Exception as error:
         sentence = _sentence(error, given)
         if sentence is None:
             raise
+        if isinstance(error, OSError):
+            _drop_output()
         print(f"Error: {sentence}", file=sys.stderr)
         return EXIT_USER_MISTAKE
     if code == EXIT_INTERRUPTED:  # Typer, too, makes this of Ctrl-C

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -189,8 +190,9 @@ def ask(
     threshold: Annotated[
         float | None,
         typer.Option(
+            callback=_finite,
             help="Refuse when the best chunk's logit is below. [default: what the registry has "
-            "for the reranking model that answers, else none]"
+            "for the reranking model that answers, else none]",
         ),
     ] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Make the index anew.")] = False,
@@ -292,6 +294,12 @@ def lab(
     _use_models(models)
     _use_ports(port_base)
     return run_lab(find_notebooks(notebooks), endpoints, context.args)
+
+
+def _finite(number: float | None) -> float | None:
+    if number is not None and not math.isfinite(number):
+        raise typer.BadParameter("a threshold is a finite number, such as -10.4.")
+    return number
 
 
 def _use_models(models: WeightSet | None) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 
+from nim_cookbook import keys
 from nim_cookbook.errors import ConfigurationError
 
 
@@ -16,8 +17,10 @@ def choose_key(prefix: str) -> str:
         prefix: How a throw-away key begins, which says what it is for.
 
     Raises:
-        ConfigurationError: The variable holds something that no HTTP header can carry.
+        ConfigurationError: The variable holds something that no HTTP header can carry, or a real
+            NVIDIA key.
     """
+    keys.check_local_key()
     fixed = os.environ.get("COOKBOOK_LOCAL_KEY", "").strip()
     if fixed and not re.fullmatch(r"[\x21-\x7e]+", fixed):
         raise ConfigurationError(

@@ -42,6 +42,8 @@ def bind(host: str, port: int, name: str) -> socket.socket:
         PortInUseError: Somebody else listens there.
         ConfigurationError: The address is not one of this machine's, or the port is out of range.
     """
+    if not host.strip():  # which would mean every address
+        raise ConfigurationError("--host is empty: give an address, such as 127.0.0.1.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     if os.name == "posix":  # on Windows the option would let two programs share the port

@@ -54,6 +54,7 @@ EMBEDDINGS_MODEL = "NVIDIA_EMBEDDINGS_MODEL"
 PEFT_SOURCE = "NIM_PEFT_SOURCE"
 # Hosted models may have to be woken up; nothing local takes that long.
 PROGRESS_SECONDS = 5.0
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 CALL_TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 
 _CHECK_CALLS: dict[Role, tuple[str, dict[str, Any]]] = {
@@ -254,8 +255,18 @@ def mode() -> Mode:
 
 
 def read_env_file() -> None:
-    """Take over the settings of the nearest `.env` file that the environment does not have."""
-    load_dotenv(find_dotenv(usecwd=True))
+    """Take over the settings of the nearest `.env` file that the environment does not have.
+
+    Raises:
+        ConfigurationError: The file cannot be read as text.
+    """
+    path = find_dotenv(usecwd=True)
+    try:
+        load_dotenv(path)
+    except (OSError, ValueError) as error:  # another encoding, or a NUL in a value
+        raise ConfigurationError(
+            f"{path} cannot be read ({error}): write it as UTF-8 text, one NAME=value a line."
+        ) from None
 
 
 def base_url(text: str, variable: str) -> str:
@@ -329,6 +340,7 @@ def _local(api: Api, start: bool) -> Endpoints:
 
 def _hosted() -> Endpoints:
     key = keys.nvidia_key()
+    keep_proxies_off_loopback()
     url = base_url(os.environ.get("NVIDIA_BASE_URL", "").strip() or HOSTED_URL, "NVIDIA_BASE_URL")
     keys.guard(key, url, key_variable=keys.NVIDIA_KEY, url_variable="NVIDIA_BASE_URL")
 
@@ -379,6 +391,7 @@ def _self_hosted(wait: float = 0) -> Endpoints:
             "NIM_RERANKING_URL is set: set those that the recipe uses, such as "
             "NIM_CHAT_URL=http://localhost:8000/v1."
         )
+    keep_proxies_off_loopback()
     endpoints: dict[Role, Endpoint] = {}
     deadline = time.monotonic() + wait
     for role, text in urls.items():
@@ -528,10 +541,12 @@ def keep_proxies_off_loopback() -> None:
     """Add loopback to NO_PROXY where a proxy is set, or the clients would ask the proxy for it.
 
     Of the two spellings the lower-case one hides the other, so neither is created beside the other.
+    `*` alone means every host, and means it only alone.
     """
     if not urllib.request.getproxies():
         return
     for variable in {"NO_PROXY", "no_proxy"} & os.environ.keys() or {"NO_PROXY"}:
-        hosts = [h for h in os.environ.get(variable, "").split(",") if h]
-        missing = [h for h in ("127.0.0.1", "localhost") if h not in hosts]
-        os.environ[variable] = ",".join([*hosts, *missing])
+        hosts = [h.strip() for h in os.environ.get(variable, "").split(",") if h.strip()]
+        missing = [h for h in LOOPBACK if h not in hosts]
+        if hosts != ["*"]:
+            os.environ[variable] = ",".join([*hosts, *missing])

@@ -75,7 +75,7 @@ def store_kind(url: str) -> Kind:
 def store_place(url: str) -> str:
     """Return a store's address for a message, without name and password."""
     parts = urlsplit(url)
-    host = f"{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}"
+    host = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{host}{parts.path}"
 
 
