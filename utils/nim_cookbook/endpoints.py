@@ -225,6 +225,7 @@ def connect(api: Api = "any", *, start: bool = True, wait: float = 0) -> Endpoin
         )
     explain.install()
     chosen = mode()
+    keep_proxies_off_loopback()
     if chosen == "hosted" and api != "nim":
         return _hosted()
     if chosen == "self-hosted" and api != "catalog":
@@ -321,7 +322,6 @@ def shown(text: str) -> str:
 def _local(api: Api, start: bool) -> Endpoints:
     server = local.ensure_running(start=start)
     os.environ[keys.LOCAL_KEY] = server.key
-    keep_proxies_off_loopback()
     endpoints: dict[Role, Endpoint] = {}
     for role in ROLES:
         url = server.urls["catalog" if api == "catalog" else role]
@@ -340,7 +340,6 @@ def _local(api: Api, start: bool) -> Endpoints:
 
 def _hosted() -> Endpoints:
     key = keys.nvidia_key()
-    keep_proxies_off_loopback()
     url = base_url(os.environ.get("NVIDIA_BASE_URL", "").strip() or HOSTED_URL, "NVIDIA_BASE_URL")
     keys.guard(key, url, key_variable=keys.NVIDIA_KEY, url_variable="NVIDIA_BASE_URL")
 
@@ -391,7 +390,6 @@ def _self_hosted(wait: float = 0) -> Endpoints:
             "NIM_RERANKING_URL is set: set those that the recipe uses, such as "
             "NIM_CHAT_URL=http://localhost:8000/v1."
         )
-    keep_proxies_off_loopback()
     endpoints: dict[Role, Endpoint] = {}
     deadline = time.monotonic() + wait
     for role, text in urls.items():
