@@ -46,7 +46,7 @@ from gradientai.openapi.client.exceptions import (
 from gradientai.openapi.client.models.complete_model_error import CompleteModelError
 from gradientai.openapi.client.models.fine_tune_model_error import FineTuneModelError
 
-TOKEN = "nvapi-fake-key-for-tests"
+TOKEN = "nvapi-local-fake-key-for-tests"
 WORKSPACE = "workspace-for-tests"
 SLUG = "smollm2-135m-instruct"
 NOBODY = "00000000-0000-4000-8000-000000000000_model_adapter"

@@ -27,7 +27,7 @@ from tests.unit import tiny_adapters as tiny
 
 BASE = load_registry().default("chat").id
 LIMIT = 60
-KEY = "nvapi-fake-key-for-tests"
+KEY = "nvapi-local-fake-key-for-tests"
 
 
 class Server:
