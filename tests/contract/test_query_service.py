@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 import subprocess
 import sys
 import threading
@@ -154,6 +155,84 @@ def test_an_empty_or_endless_question_is_the_callers_mistake(
     answer = client.post("/ask/run", json={"question": question})
     assert answer.status_code == 422
     assert "1 to 4000 characters" in answer.json()["detail"]
+
+
+KIND = {"field": "meta.kind", "operator": "==", "value": "handbook"}
+NESTED: dict[str, Any] = KIND
+for _ in range(300):
+    NESTED = {"operator": "AND", "conditions": [NESTED]}
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        "kind",
+        [KIND],
+        {"field": "meta.kind"},
+        {"operator": "AND"},
+        {"operator": "AND", "conditions": []},
+        {"operator": "AND", "conditions": ["kind"]},
+        {"operator": "NOR", "conditions": [KIND]},
+        {"operator": "AND", "conditions": [KIND] * 101},
+        NESTED,
+        KIND | {"operator": "~"},
+        KIND | {"operator": ">"},  # of a text that is no date
+        KIND | {"value": "a\0b"},
+        KIND | {"value": "\ud800"},
+        KIND | {"value": {"a": 1}},
+        KIND | {"value": [["a"]]},
+        KIND | {"value": 5},  # the kinds are words
+        KIND | {"operator": "in"},
+        KIND | {"value": 10**30},
+        KIND | {"field": "embedding"},
+        KIND | {"field": "meta.kind' OR 1=1 --"},
+        KIND | {"field": 5},
+    ],
+    ids=lambda filters: json.dumps(filters)[:60],
+)
+def test_a_wrong_filter_is_the_callers_mistake(client: httpx.Client, filters: Any) -> None:
+    body = json.dumps({"question": QUESTION, "filters": filters})
+    for path in ("/search/run", "/ask/run"):
+        answer = client.post(path, content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 422, answer.text
+        assert answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [],
+        ["hello"],
+        [{"role": "user"}],
+        [{"role": "user", "content": None}],
+        [{"role": "user", "content": 5}],
+        [{"role": "user", "content": ["hello"]}],
+        [{"role": "user", "content": [{"type": "text", "text": 5}]}],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
+        [{"role": "user", "content": "\ud800"}],
+        [{"role": ["user"], "content": "hello"}],
+        [{"role": "assistant", "content": "hello"}],
+    ],
+    ids=json.dumps,
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_wrong_message_is_the_callers_mistake(
+    client: httpx.Client, messages: Any, stream: bool
+) -> None:
+    body = json.dumps({"model": "ask", "messages": messages, "stream": stream})
+    answer = client.post(
+        "/v1/chat/completions", content=body, headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code in (400, 422), answer.text
+    assert answer.json()
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[" * 100_000, "null", '{"question": 5}', '{"question": "\\ud800"}']
+)
+def test_a_body_that_is_no_question_is_the_callers_mistake(client: httpx.Client, text: str) -> None:
+    answer = client.post("/search/run", content=text, headers={"Content-Type": "application/json"})
+    assert answer.status_code in (400, 422), answer.text
 
 
 def test_the_openai_client_lists_the_models(chat: openai.OpenAI) -> None:

@@ -26,14 +26,16 @@ from fastapi_openai_compat import ChatCompletion, Choice, Message
 from hayhooks import BasePipelineWrapper, async_streaming_generator
 from haystack import Document, Pipeline
 from haystack.document_stores.types import DocumentStore
+from haystack.errors import FilterError
 from pydantic import BaseModel, Field
 
 from nim_cookbook.answering import answer_of, citation, page
 from nim_cookbook.endpoints import Endpoints, connect
-from nim_cookbook.errors import ConfigurationError, CookbookError
+from nim_cookbook.errors import ConfigurationError, CookbookError, causes
 from nim_cookbook.explain import explain
 from nim_cookbook.folders import SUFFIXES
 from nim_cookbook.indexing import SourceFile
+from rag_service.filters import Filters, as_haystack
 from rag_service.pipelines import load
 from rag_service.settings import FILES, STORE_URL, ServingSettings, Settings
 
@@ -159,7 +161,7 @@ class Ask(BasePipelineWrapper):
         self.service = service()
         self.pipeline: Pipeline = load("ask", self.service.api, self.service.store)
 
-    async def run_api_async(self, question: str, filters: dict[str, Any] | None = None) -> Reply:
+    async def run_api_async(self, question: str, filters: Filters | None = None) -> Reply:
         """Answer a question from the indexed documents.
 
         Args:
@@ -285,7 +287,7 @@ class Search(BasePipelineWrapper):
         self.pipeline: Pipeline = load("search", service().api, service().store)
 
     async def run_api_async(
-        self, question: str, top_k: int = 5, filters: dict[str, Any] | None = None
+        self, question: str, top_k: int = 5, filters: Filters | None = None
     ) -> Found:
         """Find the chunks that a question is about.
 
@@ -314,11 +316,11 @@ class SearchSync(BasePipelineWrapper):
         return [citation(chunk) for chunk in result["ranker"]["documents"]]
 
 
-def inputs(question: str, filters: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def inputs(question: str, filters: Filters | Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the inputs of the `ask` pipeline.
 
     Raises:
-        HTTPException: 422, the question is empty or too long.
+        HTTPException: 422, as for `search_inputs`.
     """
     return {
         **search_inputs(question, None, filters),
@@ -327,21 +329,26 @@ def inputs(question: str, filters: Mapping[str, Any] | None = None) -> dict[str,
 
 
 def search_inputs(
-    question: str, top_k: int | None = None, filters: Mapping[str, Any] | None = None
+    question: str,
+    top_k: int | None = None,
+    filters: Filters | Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the inputs of the `search` pipeline.
 
     Raises:
-        HTTPException: 422, the question is empty or too long, or `top_k` is out of range.
+        HTTPException: 422, the question is empty, too long or no Unicode, or `top_k` is out of
+            range.
     """
     question = question.strip()
     if not 0 < len(question) <= QUESTION_LENGTH:
         raise HTTPException(422, f"A question has 1 to {QUESTION_LENGTH} characters.")
+    if any("\ud800" <= letter <= "\udfff" for letter in question):
+        raise HTTPException(422, "The question holds half a character (a lone surrogate).")
     if top_k is not None and not 1 <= top_k <= 20:
         raise HTTPException(422, "top_k is a number from 1 to 20.")
     return {
         "text_embedder": {"text": question},
-        "retriever": {"filters": dict(filters) if filters else None},
+        "retriever": {"filters": as_haystack(filters)},
         "ranker": {"query": question} | ({"top_k": top_k} if top_k else {}),
     }
 
@@ -387,12 +394,11 @@ def last_question(messages: Sequence[Mapping[str, Any]]) -> str:
         HTTPException: 422, there is none.
     """
     for message in reversed(messages):
-        if message.get("role") == "user":
+        if isinstance(message, Mapping) and message.get("role") == "user":
             content = message.get("content")
-            if isinstance(content, str):
-                return content
-            parts = content if isinstance(content, list) else []
-            return "\n".join(str(p.get("text", "")) for p in parts if p.get("type") == "text")
+            parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+            texts = (p.get("text") for p in parts if isinstance(p, Mapping))
+            return "\n".join(text for text in texts if isinstance(text, str))
     raise HTTPException(422, "The conversation holds no message of the user.")
 
 
@@ -415,11 +421,24 @@ def as_http(error: BaseException) -> HTTPException:
     """Return what a caller is told about an error: one sentence on an endpoint, else nothing."""
     if isinstance(error, HTTPException):
         return error
+    for cause in causes(error):
+        if isinstance(cause, FilterError):
+            return HTTPException(422, f"The store cannot use these filters: {cause}")
+        if type(cause).__module__ == "psycopg.errors" and _is_data_error(cause):
+            return HTTPException(
+                422, f"The store cannot compare these values: {cause}".split("\n")[0]
+            )
     sentence = explain(error)
     _log.error("A request failed: %s", sentence or error, exc_info=None if sentence else error)
     if sentence:
         return HTTPException(502, sentence)
     return HTTPException(500, "The question could not be answered; the service's log says why.")
+
+
+def _is_data_error(error: BaseException) -> bool:
+    from psycopg import DataError  # only a service over PostgreSQL has it
+
+    return isinstance(error, DataError)
 
 
 def _store(api: Endpoints) -> DocumentStore:
