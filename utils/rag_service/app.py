@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import sys
 import tempfile
@@ -29,7 +30,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from starlette.middleware import Middleware
 
 from nim_cookbook.errors import ConfigurationError, CookbookError, causes
@@ -62,6 +64,7 @@ def create() -> FastAPI:
     settings = ServingSettings.from_environment()
     app = _hayhooks(settings)
     refuse_deploy_routes(app)
+    app.add_exception_handler(RequestValidationError, _invalid)
     app.add_route("/health/live", live, ["GET"])
     app.add_route("/health/ready", Readiness().show, ["GET"])
     app.add_route("/metrics", show, ["GET"])
@@ -76,6 +79,14 @@ def create() -> FastAPI:
     app.add_middleware(Measure)
     _enough_threads(app)
     return app
+
+
+async def _invalid(_: Request, error: Exception) -> Response:
+    """Say what is wrong with a body and not what it held, which may be long or no Unicode."""
+    assert isinstance(error, RequestValidationError)
+    faults = [{key: fault[key] for key in ("type", "loc", "msg")} for fault in error.errors()]
+    body = json.dumps({"detail": faults}, default=str)  # in ASCII
+    return Response(body, 422, media_type="application/json")
 
 
 def refuse_deploy_routes(app: FastAPI) -> None:
