@@ -31,7 +31,7 @@ NEED_PYTHON = command -v $(PYTHON) >/dev/null || { echo "Error: $(PYTHON) was no
 BOOTSTRAP = @$(NEED_PYTHON); $(PYTHON) tools/bootstrap.py --venv $(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-code test-recipes coverage lint crds lab serve fetch notebooks pdfs screenshot pipelines bench constraints wheel clean setup setup-dev
+.PHONY: help run test test-all test-code test-recipes coverage lint crds lab serve fetch notebooks pdfs screenshot pipelines bench images compose-test constraints wheel clean setup setup-dev
 
 help: ## Show this list
 	@echo "make TARGET, with TARGET one of:"
@@ -98,6 +98,13 @@ pipelines: setup ## Write the served pipelines to deploy/pipelines
 
 bench: setup ## Measure what the endpoints cost, as ratios within one run
 	@$(if $(PORT_BASE),COOKBOOK_PORT_BASE=$(PORT_BASE)) $(BIN)/python benchmarks/endpoints.py
+
+images: ## Build the three container images
+	@for target in service chat local; do \
+	  docker build --network host -f deploy/Dockerfile --target $$target -t nim-rag-cookbook/$$target:0.1.0 . || exit 1; done
+
+compose-test: setup-dev ## Build the images, bring Compose up, ask, upload, scale, restart, stop (needs Docker)
+	$(PYTEST) tests/contract/test_containers.py -m container $(PYTEST_ARGS)
 
 constraints: ## Pin constraints.txt anew from a fresh environment
 	@$(NEED_PYTHON); $(PYTHON) tools/make_constraints.py

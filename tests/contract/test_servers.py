@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,12 +10,14 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 
 import httpx
 import pytest
 
+from local_endpoints.options import base_url
 from local_endpoints.weights import folder_of
 from nim_cookbook.models import load_registry
 from tests.support import free_port_block
@@ -238,6 +241,37 @@ class TestStartAndEnd:
         assert not state.exists()
         with socket.create_server(("127.0.0.1", base)):
             pass
+
+    def test_a_stop_waits_for_no_long_answer_and_a_second_signal_for_nothing(self):
+        """Once alone and once with a second signal, while llama.cpp reads and the encoder, too."""
+        long = "The river rises, and the station on its bank sends a warning. " * 60
+        for signals, code in ((1, 0), (2, 128 + signal.SIGTERM)):
+            base = free_port_block()
+            process = start("--port-base", str(base), COOKBOOK_LOCAL_KEY="k")
+            wait_ready(process)
+            chat = {"messages": [{"role": "user", "content": long[:1500]}], "max_tokens": 900}
+            texts = {"input": [long] * 64, "input_type": "passage"}
+            asked = [("chat", "chat/completions", chat), ("embedding", "embeddings", texts)]
+            with ThreadPoolExecutor(4) as pool:
+                answers = [
+                    pool.submit(
+                        httpx.post,
+                        f"{base_url(role, '127.0.0.1', base)}/{path}",
+                        json={"model": REGISTRY.default(role).id, **body},
+                        timeout=60,
+                    )
+                    for role, path, body in asked * 2
+                ]
+                time.sleep(1)
+                for _ in range(signals):
+                    process.send_signal(signal.SIGTERM)
+                    time.sleep(0.1)
+                assert process.wait(timeout=60) == code
+                for answer in answers:
+                    with contextlib.suppress(httpx.TransportError):
+                        assert answer.result().status_code in (200, 503)
+            with socket.create_server(("127.0.0.1", base)):
+                pass
 
     def test_not_ready_while_loading_and_off_loopback_only_with_a_key(self, tmp_path: Path):
         """One start serves both checks: taken to be reachable from outside, and asked early.

@@ -12,6 +12,7 @@ import sysconfig
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from dotenv import dotenv_values
@@ -22,6 +23,7 @@ from nim_cookbook.errors import CookbookError
 from rag_service import compose
 from rag_service.probe import main as probe
 from rag_service.settings import TOKEN
+from rag_service.stores import store_kind
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -31,7 +33,7 @@ PROFILES: dict[str, set[str]] = {
     "local": {"local-nims", "settings-local"},
     "nim": {"nim-chat", "nim-embedding", "nim-reranking", "settings-nim"},
 }
-ALWAYS = {"chat", "indexer", "qdrant", "query", "queue", "settings", "setup"}
+ALWAYS = {"chat", "indexer", "query", "queue", "settings", "setup", "store"}
 
 
 def program(name: str) -> str | None:
@@ -109,6 +111,36 @@ def test_what_the_settings_name_is_in_the_profile(profile: str) -> None:
     # And the last of the set-up jobs writes that profile.
     job = found["settings" if profile == "hosted" else f"settings-{profile}"]
     assert job["command"][-2:] == [profile, "/settings"]
+
+
+@needs_compose
+@pytest.mark.parametrize("store", compose.STORES)
+def test_one_setting_chooses_the_store(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = services("local", COOKBOOK_STORE=store, COOKBOOK_POSTGRES_PASSWORD="p/w")
+    assert store in found["store"]["image"] or "pgvector" in found["store"]["image"]
+    for name, value in found["settings-local"]["environment"].items():
+        monkeypatch.setenv(name, value)
+    url = dotenv_values(compose.write("local", tmp_path))["COOKBOOK_STORE_URL"] or ""
+    assert urlsplit(url).hostname == "store"
+    assert store_kind(url) == ("qdrant" if store == "qdrant" else "pgvector")
+    assert urlsplit(url).password in (None, "p%2Fw")
+
+
+def test_a_store_of_ones_own_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COOKBOOK_STORE_URL", "http://vectors.example.com:6333")
+    held = dotenv_values(compose.write("hosted", tmp_path))
+    assert held["COOKBOOK_STORE_URL"] == "http://vectors.example.com:6333"
+
+
+def test_an_unknown_store_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COOKBOOK_STORE_URL", raising=False)
+    monkeypatch.setenv("COOKBOOK_STORE", "milvus")
+    with pytest.raises(CookbookError, match="qdrant or postgres"):
+        compose.write("hosted", tmp_path)
 
 
 def test_the_token_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,13 +227,13 @@ def closure(names: list[str]) -> set[str]:
     return done
 
 
-def listed() -> list[str]:
-    lines = (DEPLOY / "requirements.txt").read_text(encoding="utf-8").splitlines()
+def listed(name: str) -> list[str]:
+    lines = (DEPLOY / name).read_text(encoding="utf-8").splitlines()
     return [text for line in lines if (text := line.partition("#")[0].strip())]
 
 
 # What is not in the image is not there, though it is installed here.
-IMPORT = """
+ONLY = """
 import importlib.abc, json, sys
 allowed = set(json.loads(sys.argv[1]))
 
@@ -211,55 +243,41 @@ class NotInTheImage(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"{name} is not in the image", name=name)
 
 sys.meta_path.insert(0, NotInTheImage())
+"""
+IMPORTS = {
+    "requirements.txt": """
 import rag_service.query, rag_service.guard, rag_service.health
 import rag_service.metrics, rag_service.indexer, rag_service.watch
 import rag_service.app, rag_service.compose, rag_service.probe
 import haystack_integrations.tracing.opentelemetry, psycopg
 import haystack_integrations.document_stores.pgvector
 import opentelemetry.exporter.otlp.proto.http.trace_exporter
-"""
+""",
+    "requirements-local.txt": """
+import importlib, pkgutil
+import local_endpoints, rag_service.probe
+for module in pkgutil.walk_packages(local_endpoints.__path__, "local_endpoints."):
+    # These run in a process of their own that trains, with PyTorch.
+    if module.name.rpartition(".")[2] not in ("base_model", "trainer", "worker"):
+        importlib.import_module(module.name)
+""",
+}
 
 
-def imported_with(packages: list[str]) -> subprocess.CompletedProcess[str]:
-    """Import the services in a process that has these packages, and what they need, only."""
-    there = closure(packages)
+@pytest.mark.parametrize("name", IMPORTS)
+def test_the_image_has_what_its_programs_import(name: str) -> None:
+    """In a process that has the listed packages, and what they need, only."""
+    there = closure(listed(name))
     absent = [
         module
         for module, owners in packages_distributions().items()
         if not there & set(map(canonicalize_name, owners))
         and not {"nim-rag-cookbook"} & set(owners)
     ]
-    return subprocess.run(
-        [sys.executable, "-c", IMPORT, json.dumps(absent)],
+    done = subprocess.run(
+        [sys.executable, "-c", ONLY + IMPORTS[name], json.dumps(absent)],
         capture_output=True,
         text=True,
         timeout=120,
     )
-
-
-def test_the_image_has_what_the_services_import() -> None:
-    done = imported_with(listed())
     assert done.returncode == 0, done.stderr
-
-
-READY = "http://127.0.0.1:1416/health/ready"
-
-
-@pytest.mark.container
-@pytest.mark.skipif(
-    program("docker") is None
-    or subprocess.run(["docker", "info"], capture_output=True).returncode != 0,
-    reason="no container engine runs here",
-)
-def test_the_images_are_built_and_come_up() -> None:
-    docker = ["docker", "compose", "-f", str(FILE), "--profile", "local"]
-    subprocess.run([*docker, "build"], check=True, timeout=3600)
-    try:
-        subprocess.run([*docker, "up", "--wait", "--wait-timeout", "900"], timeout=1000)
-        said = subprocess.run(
-            [*docker, "exec", "query", "python", "-m", "rag_service.probe", READY],
-            timeout=60,
-        )
-        assert said.returncode == 0
-    finally:
-        subprocess.run([*docker, "down", "--volumes"], timeout=300)

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+import httpx
+
 from local_endpoints import weights as store
 from local_endpoints.downloads import Cancellation
 from local_endpoints.nim.catalog import Services
@@ -20,6 +22,8 @@ from nim_cookbook.errors import WeightsUnavailableError
 from nim_cookbook.models import ROLES, Registry, Role
 
 Report = Callable[[str], None]
+#: Seconds that llama.cpp has to say whether it computes.
+BUSY_SECONDS = 0.5
 
 
 def make_services(registry: Registry) -> Services:
@@ -106,8 +110,23 @@ async def load(
     return source
 
 
-async def close(services: Services) -> None:
-    """Close the engines that were loaded."""
+async def close(services: Services) -> bool:
+    """Close the engines that were loaded.
+
+    Returns:
+        False when llama.cpp computes for requests that are gone. It stops when it has read what it
+        reads, and all threads of the process wait for that: only the end of the process is quicker.
+    """
+    chat = services.chat.engine
+    if chat is not None and chat.started:
+        try:
+            busy = await asyncio.wait_for(chat.busy_slots(), BUSY_SECONDS) > 0
+        except (TimeoutError, httpx.HTTPError):
+            busy = True
+        if busy:
+            chat.abandon()
+            return False
     for service in (services.chat, services.embedding, services.reranking):
         if service.engine is not None:
             await service.engine.close()
+    return True

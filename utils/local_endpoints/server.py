@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import sys
@@ -27,12 +28,15 @@ from local_endpoints.options import PORT_OFFSETS, ServeOptions, base_url
 from nim_cookbook import hosts
 from nim_cookbook.data import data_path
 from nim_cookbook.errors import CookbookError
+from nim_cookbook.impatient import ImpatientProtocol
 from nim_cookbook.models import load_registry
 
 # These demand the key also on loopback, as the services do for which they stand.
 KEYED = ("catalog", "gradient", "notion")
 EXIT_USER_MISTAKE = 2
-GRACE_SECONDS = 5
+#: Seconds that open requests have, and then the engines, so that a stop takes five at most.
+GRACE_SECONDS = 3
+CLOSE_SECONDS = 1.0
 
 
 def say(line: str) -> None:
@@ -53,6 +57,7 @@ def _listeners(apps: Mapping[str, FastAPI]) -> dict[str, _Listener]:
         name: _Listener(
             uvicorn.Config(
                 app,
+                http=ImpatientProtocol,
                 log_level="warning",
                 access_log=False,
                 timeout_graceful_shutdown=GRACE_SECONDS,
@@ -61,6 +66,21 @@ def _listeners(apps: Mapping[str, FastAPI]) -> dict[str, _Listener]:
         )
         for name, app in apps.items()
     }
+
+
+def _stop_with_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    """Set `stop` at the first SIGINT or SIGTERM; the second ends the process at once."""
+
+    def told(number: int) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        try:
+            loop.add_signal_handler(number, told, number)
+        except NotImplementedError:  # Windows has no such loop hook
+            signal.signal(number, lambda n, _: loop.call_soon_threadsafe(told, n))
 
 
 def _stop_with_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
@@ -132,11 +152,7 @@ class Start:
         """Serve until a signal, the end of standard input or a failure; return the exit code."""
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
-        for name in ("SIGINT", "SIGTERM"):
-            try:
-                loop.add_signal_handler(getattr(signal, name), stop.set)
-            except NotImplementedError:  # Windows has no such loop hook
-                signal.signal(getattr(signal, name), lambda *_: loop.call_soon_threadsafe(stop.set))
+        _stop_with_signals(loop, stop)
         if self.options.stop_with_stdin:
             _stop_with_stdin(loop, stop)
         listeners = _listeners(self.apps)
@@ -163,8 +179,12 @@ class Start:
             for listener in listeners.values():
                 listener.should_exit = True
             await asyncio.gather(*serving, return_exceptions=True)
-            await loading.close(self.services)
+            closing = asyncio.create_task(loading.close(self.services))
+            await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
             peft_source.tidy(self.peft)
+            if not closing.done() or not closing.result():
+                self.release()
+                os._exit(0)
 
     def _announce(self, weights: Mapping[str, str]) -> Path:
         """Write the state file, by which notebooks find these servers."""

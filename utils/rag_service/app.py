@@ -189,9 +189,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _serve(options: argparse.Namespace, folder: str) -> None:
     import uvicorn
 
+    from nim_cookbook.impatient import ImpatientProtocol
+
     common = {
         "host": options.host,
         "port": options.port,
+        "http": ImpatientProtocol,
         "timeout_graceful_shutdown": GRACE,
         "log_config": None,
         "server_header": False,

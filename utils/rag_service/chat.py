@@ -154,9 +154,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="cookbook-chat-") as folder:
             import uvicorn
 
+            from nim_cookbook.impatient import ImpatientProtocol
+
             # One process: a conversation lives in it.
             uvicorn.run(
-                create(Path(folder)), host=options.host, port=options.port, server_header=False
+                create(Path(folder)),
+                http=ImpatientProtocol,
+                host=options.host,
+                port=options.port,
+                server_header=False,
             )
     except CookbookError as error:
         print(f"Error: {error}", file=sys.stderr)

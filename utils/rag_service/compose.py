@@ -1,4 +1,4 @@
-"""The set-up step of `deploy/compose.yaml`: where the models are, and the service's token.
+"""The set-up step of `deploy/compose.yaml`: where models and store are, and the service's token.
 
 A profile cannot change what is in the environment of services that it does not name. So one job
 per profile writes a `.env` file into a volume, which all services find in their working folder:
@@ -16,11 +16,12 @@ import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from dotenv import dotenv_values
 
-from nim_cookbook.errors import CookbookError
-from rag_service.settings import TOKEN, service_token
+from nim_cookbook.errors import ConfigurationError, CookbookError
+from rag_service.settings import STORE_URL, TOKEN, service_token
 
 #: What each profile of the Compose file means, in the variables of `nim_cookbook.endpoints`.
 ENDPOINTS: Mapping[str, Mapping[str, str]] = {
@@ -38,6 +39,11 @@ ENDPOINTS: Mapping[str, Mapping[str, str]] = {
         "NIM_RERANKING_URL": "http://nim-reranking:8000/v1",
     },
 }
+#: What each service of `deploy/stores.yaml` means, by `COOKBOOK_STORE`.
+STORES: Mapping[str, str] = {
+    "qdrant": "http://store:6333",
+    "postgres": "postgresql://cookbook:{password}@store:5432/cookbook",
+}
 NAME = ".env"
 
 
@@ -50,18 +56,33 @@ def write(profile: str, folder: Path) -> Path:
 
     Raises:
         MissingKeyError: `COOKBOOK_SERVICE_TOKEN` is set and cannot be used.
+        ConfigurationError: `COOKBOOK_STORE` names no store.
     """
     path = folder / NAME
     held = dotenv_values(path).get(TOKEN) if path.is_file() else None
     given = os.environ.get(TOKEN, "").strip()
     token = service_token() if given else held or secrets.token_hex(32)
-    lines = [f"{name}={value}\n" for name, value in ENDPOINTS[profile].items()]
+    settings = {**ENDPOINTS[profile], STORE_URL: _store_url()}
+    lines = [f"{name}={value}\n" for name, value in settings.items()]
     partial = folder / f"{NAME}.part"
     partial.unlink(missing_ok=True)
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.writelines([*lines, f"{TOKEN}={token}\n"])
     partial.replace(path)
     return path
+
+
+def _store_url() -> str:
+    if given := os.environ.get(STORE_URL, "").strip():
+        return given
+    store = os.environ.get("COOKBOOK_STORE") or "qdrant"
+    if store not in STORES:
+        raise ConfigurationError(
+            f"COOKBOOK_STORE is {store!r}: set it to {' or '.join(STORES)}, or COOKBOOK_STORE_URL "
+            "to a store of your own."
+        )
+    password = quote(os.environ.get("COOKBOOK_POSTGRES_PASSWORD", ""), safe="")
+    return STORES[store].format(password=password)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -169,6 +169,11 @@ class AdaptableEngine:
             async for chunk in chunks:
                 yield chunk
 
+    def abandon(self) -> None:
+        """Leave llama.cpp to the end of the process; see `ChatEngine.abandon`."""
+        if self._current is not None:
+            self._current.engine.abandon()
+
     async def close(self) -> None:
         """Stop llama.cpp, also where answers are still running."""
         async with self._changing:

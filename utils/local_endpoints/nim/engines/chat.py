@@ -252,6 +252,10 @@ class ChatEngine:
         """Stop llama.cpp and remove its socket."""
         await self._client.aclose()
         del self._server
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Remove the socket alone, for a process that ends now."""
         self._folder.cleanup()
 
 
