@@ -17,6 +17,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -230,6 +231,18 @@ class Prepared:
     note: str  # what a person should know
 
 
+class Preparation(Protocol):
+    """What prepares files in a place of its own, with the settings of a pipeline."""
+
+    def dumps(self) -> str:
+        """Return the settings that decide the chunks."""
+        ...
+
+    def prepare(self, file: SourceFile, fingerprint: str) -> Prepared:
+        """Do what the function `prepare` does."""
+        ...
+
+
 def source_files(files: Iterable[CompanyFile]) -> list[SourceFile]:
     """Return the company's files with their metadata, for `update`."""
     return [
@@ -272,6 +285,10 @@ def prepare(file: SourceFile, pipeline: Pipeline, fingerprint: str = "") -> Prep
     text = result["joiner"]["documents"][0].content or ""
     note = _empty_pages(text) if file.path.suffix.lower() == ".pdf" else ""
     return Prepared(file, fingerprint, tuple(_identified(file, fingerprint, chunks, note)), note)
+
+
+def _prepared_by(pipeline: Pipeline, file: SourceFile, fingerprint: str) -> Prepared:
+    return prepare(file, pipeline, fingerprint)
 
 
 def company_chunks(
@@ -338,7 +355,7 @@ def update(
     store: DocumentStore,
     files: Iterable[SourceFile],
     *,
-    preparation: Pipeline,
+    preparation: Pipeline | Preparation,
     embedder: Embedder,
     gone: Iterable[str] = (),
     settings: str = "",
@@ -353,7 +370,8 @@ def update(
     Args:
         store: Where the chunks are; a Haystack document store.
         files: The files, all or those of one batch.
-        preparation: From files to chunks; see the function of that name.
+        preparation: From files to chunks: the pipeline of the function of that name, or what does
+            the same elsewhere.
         embedder: Embeds chunks.
         gone: Ids of documents that were withdrawn, superseded or deleted.
         settings: What else decides the vectors, above all the embedding model: when it changes,
@@ -395,10 +413,18 @@ class _Update:
     """One run over a store."""
 
     def __init__(
-        self, store: DocumentStore, preparation: Pipeline, embedder: Embedder, settings: str
+        self,
+        store: DocumentStore,
+        preparation: Pipeline | Preparation,
+        embedder: Embedder,
+        settings: str,
     ) -> None:
         self._store = store
-        self._preparation = preparation
+        self._chunks_of: Callable[[SourceFile, str], Prepared] = (
+            partial(_prepared_by, preparation)
+            if isinstance(preparation, Pipeline)
+            else preparation.prepare
+        )
         self._embedder = embedder
         self._settings = settings
 
@@ -455,7 +481,7 @@ class _Update:
         if complete and len(current) == len(known):
             note = next((p.meta["note"] for p in current if p.meta.get("note")), "")
             return Outcome(file.document, "unchanged", len(current), note=note)
-        prepared = prepare(file, self._preparation, wanted)
+        prepared = self._chunks_of(file, wanted)
         if not prepared.chunks:
             return _skipped(file, prepared.note, known)
         alike = [p for p in known if p.meta.get("settings") == self._settings]
@@ -539,6 +565,10 @@ def _why_empty(path: Path, unknown: bool) -> str:
         reader = PdfReader(path)
         if reader.is_encrypted:
             return "it is protected by a password: save it without one"
+        for page in reader.pages:
+            contents = page.get_contents()
+            if contents is not None:
+                contents.get_data()  # raises what `extract_text` hides, such as pypdf's own limits
         return f"none of its {len(reader.pages)} pages holds text (a scan?): run OCR on it first"
     except UnicodeDecodeError:
         return "it is not UTF-8 text: save it as UTF-8"

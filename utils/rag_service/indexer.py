@@ -34,6 +34,7 @@ from nim_cookbook import endpoints, indexing
 from nim_cookbook.endpoints import Endpoint
 from nim_cookbook.errors import CookbookError, DataError, EndpointUnreachable
 from nim_cookbook.indexing import Embedder, SourceFile
+from rag_service.bounded import BoundedPreparation
 from rag_service.children import OPTION, stop_with_stdin
 from rag_service.counting import Count, expose
 from rag_service.delivery import BACKOFF, Delivery
@@ -76,6 +77,7 @@ class Worker:
         grace: float = GRACE,
         backoff: tuple[float, ...] = BACKOFF,
         say: Say = print,
+        preparation: BoundedPreparation | None = None,
     ) -> None:
         """Take everything that is needed; nothing is started.
 
@@ -89,6 +91,7 @@ class Worker:
             grace: Seconds that the job in hand has to end after `stop`.
             backoff: Seconds before each further try of a job that failed.
             say: Gets a line for each job.
+            preparation: Reads the files in a process of its own; None for this one.
         """
         self.count = Count()
         self._queue = queue
@@ -100,7 +103,7 @@ class Worker:
         self._grace = grace
         self._backoff = backoff
         self._say = say
-        self._preparation = indexing.preparation()
+        self._preparation = preparation or indexing.preparation()
         self._stopping = threading.Event()
         self._hurry = asyncio.Event()
 
@@ -184,8 +187,11 @@ class Worker:
             await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
                 await asyncio.wait({task}, timeout=_LAST_CALL)
-            if not task.done():  # in the middle of a long conversion, which cannot be stopped
-                self._preparation = indexing.preparation()  # a pipeline runs one job at a time
+            if not task.done():  # in the middle of a long conversion
+                if isinstance(self._preparation, BoundedPreparation):
+                    self._preparation.close()
+                else:
+                    self._preparation = indexing.preparation()  # a pipeline runs one job at a time
                 raise Interrupted
             return task.result()
         finally:
@@ -277,6 +283,13 @@ async def serve(options: argparse.Namespace) -> Count:
     settings = Settings.from_environment()
     settings.require(STORE_URL)
     files = FileStore(settings.require(FILES))
+    with contextlib.closing(BoundedPreparation()) as preparation:  # it starts meanwhile
+        return await _serve(options, files, preparation)
+
+
+async def _serve(
+    options: argparse.Namespace, files: FileStore, preparation: BoundedPreparation
+) -> Count:
     async with connect(ack_wait=options.ack_wait, wait=options.wait) as queue:
         nim = await asyncio.to_thread(endpoints.connect, start=False, wait=options.wait)
         embedder = document_embedder(nim.embedding)
@@ -292,6 +305,7 @@ async def serve(options: argparse.Namespace) -> Count:
             grace=options.grace,
             backoff=tuple(options.backoff),
             say=_say,
+            preparation=preparation,
         )
         _listen(worker.stop, options.stop_with_stdin)
         if options.metrics_port:
