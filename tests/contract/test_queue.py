@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 import numpy as np
@@ -701,6 +702,16 @@ def test_a_table_with_vectors_of_another_length_is_refused(bench):
     bench.store().close()
     with pytest.raises(ConfigurationError, match=f"holds vectors of {WIDTH} numbers"):
         open_store(bench.services.store_url, dimension=WIDTH + 1, index=bench.index)
+
+
+def test_a_database_that_cannot_be_used_is_no_outage(bench):
+    url = urlsplit(bench.services.store_url)
+    with psycopg.connect(bench.services.store_url, autocommit=True) as server:
+        server.execute("DROP DATABASE IF EXISTS ascii")
+        server.execute("CREATE DATABASE ascii ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")
+    for name, sentence in (("ascii", "encoding SQL_ASCII"), ("absent", "does not exist")):
+        with pytest.raises(ConfigurationError, match=sentence):
+            open_store(urlunsplit(url._replace(path=f"/{name}")), dimension=WIDTH)
 
 
 async def test_the_retriever_of_the_store_finds(bench, tmp_path):
