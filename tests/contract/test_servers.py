@@ -250,7 +250,7 @@ class TestStartAndEnd:
             process = start("--port-base", str(base), COOKBOOK_LOCAL_KEY="k")
             wait_ready(process)
             chat = {"messages": [{"role": "user", "content": long[:1500]}], "max_tokens": 900}
-            texts = {"input": [long] * 64, "input_type": "passage"}
+            texts = {"input": [long[:1500]] * 64, "input_type": "passage"}
             asked = [("chat", "chat/completions", chat), ("embedding", "embeddings", texts)]
             with ThreadPoolExecutor(4) as pool:
                 answers = [

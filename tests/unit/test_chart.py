@@ -270,6 +270,8 @@ TWINS = {
 def test_chart_and_compose_agree(name: str, profile: str) -> None:
     """Images, ports, configuration files, and the variables that both set."""
     composed = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text("utf-8"))
+    stores = yaml.safe_load((ROOT / "deploy" / "stores.yaml").read_text("utf-8"))
+    composed["services"] |= stores["services"]
     objects = rendered(name)
     parts = components(objects)
     for service, part in TWINS.items():

@@ -71,9 +71,13 @@ def _listeners(apps: Mapping[str, FastAPI]) -> dict[str, _Listener]:
 def _stop_with_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
     """Set `stop` at the first SIGINT or SIGTERM; the second ends the process at once."""
 
+    told_before = False
+
     def told(number: int) -> None:
-        if stop.is_set():
+        nonlocal told_before
+        if told_before:
             os._exit(128 + number)
+        told_before = True
         stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
