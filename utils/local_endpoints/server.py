@@ -70,7 +70,6 @@ def _listeners(apps: Mapping[str, FastAPI]) -> dict[str, _Listener]:
 
 def _stop_with_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
     """Set `stop` at the first SIGINT or SIGTERM; the second ends the process at once."""
-
     told_before = False
 
     def told(number: int) -> None:
