@@ -13,8 +13,7 @@ set -euo pipefail
 folder=$(realpath -m "${1:?a folder for the engine}")
 prefix=${PYTHON_PREFIX:?the folder of a CPython 3.12}
 root=$(cd "$(dirname "$0")/.." && pwd)
-image() { awk -v key="$2" '$1 == key { print $2; exit }' "$root/$1"; }
-python_image=$(image deploy/Dockerfile FROM)
+python_image=$(awk '$1 == "FROM" { print $2; exit }' "$root/deploy/Dockerfile")
 nats_image=$(grep -o 'nats:[0-9][^ ]*' "$root/deploy/compose.yaml" | head -1)
 postgres_image=$(grep -o 'pgvector/pgvector:[0-9][^ ]*' "$root/deploy/stores.yaml" | head -1)
 

@@ -54,13 +54,10 @@ def docker(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def images() -> dict[str, dict[str, Any]]:
     """Build the images; return what the engine says of each."""
-    for target in IMAGES:
-        name = f"nim-rag-cookbook/{target}:0.1.0"
-        docker(
-            *("build", "--network", "host", "-f", str(ROOT / "deploy" / "Dockerfile")),
-            *("--target", target, "-t", name, str(ROOT)),
-            timeout=3000,
-        )
+    made = subprocess.run(
+        ["make", "images"], cwd=ROOT, capture_output=True, text=True, timeout=3000
+    )
+    assert made.returncode == 0, made.stderr[-3000:]
     said = docker("image", "inspect", *(f"nim-rag-cookbook/{target}:0.1.0" for target in IMAGES))
     return dict(zip(IMAGES, json.loads(said.stdout), strict=True))
 

@@ -288,10 +288,6 @@ def prepare(file: SourceFile, pipeline: Pipeline, fingerprint: str = "") -> Prep
     return Prepared(file, fingerprint, tuple(_identified(file, fingerprint, chunks, note)), note)
 
 
-def _prepared_by(pipeline: Pipeline, file: SourceFile, fingerprint: str) -> Prepared:
-    return prepare(file, pipeline, fingerprint)
-
-
 def company_chunks(
     files: Iterable[CompanyFile],
     split_length: int = SPLIT_LENGTH,
@@ -421,10 +417,10 @@ class _Update:
         settings: str,
     ) -> None:
         self._store = store
-        self._chunks_of: Callable[[SourceFile, str], Prepared] = (
+        self._prepared: Callable[..., Prepared] = (
             preparation.prepare
             if isinstance(preparation, Preparation)
-            else partial(_prepared_by, preparation)
+            else partial(prepare, pipeline=preparation)
         )
         self._embedder = embedder
         self._settings = settings
@@ -482,7 +478,7 @@ class _Update:
         if complete and len(current) == len(known):
             note = next((p.meta["note"] for p in current if p.meta.get("note")), "")
             return Outcome(file.document, "unchanged", len(current), note=note)
-        prepared = self._chunks_of(file, wanted)
+        prepared = self._prepared(file, fingerprint=wanted)
         if not prepared.chunks:
             return _skipped(file, prepared.note, known)
         alike = [p for p in known if p.meta.get("settings") == self._settings]

@@ -99,16 +99,18 @@ class BoundedPreparation:
 
     def _answer(self, seconds: float, what: str) -> Any:  # noqa: ANN401  JSON
         """Wait for a line of the child, and look at its memory meanwhile."""
+        # A thread that was given up must not read what a new child answers to the next one.
+        child, lines = self._child, self._lines
         deadline = time.monotonic() + seconds
         while True:
             with contextlib.suppress(queue.Empty):
-                line = self._lines.get(timeout=_LOOK_EVERY)
+                line = lines.get(timeout=_LOOK_EVERY)
                 if not line:
-                    code = self._child.wait()
+                    code = child.wait()
                     raise DataError(f"{what}: the process that reads files ended ({code}).")
                 return json.loads(line)
             with contextlib.suppress(psutil.Error):
-                if psutil.Process(self._child.pid).memory_info().rss > self._memory:
+                if psutil.Process(child.pid).memory_info().rss > self._memory:
                     self.close()
                     raise DataError(f"it needs more than {self._memory >> 20} MB of memory to read")
             if time.monotonic() > deadline:

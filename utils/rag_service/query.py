@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import logging
 import re
+import sys
 import tempfile
 import threading
 import time
@@ -397,7 +398,8 @@ def last_question(messages: Sequence[Mapping[str, Any]]) -> str:
         if isinstance(message, Mapping) and message.get("role") == "user":
             content = message.get("content")
             parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-            texts = (p.get("text") for p in parts if isinstance(p, Mapping))
+            typed = (p for p in parts if isinstance(p, Mapping) and p.get("type") == "text")
+            texts = (part.get("text") for part in typed)
             return "\n".join(text for text in texts if isinstance(text, str))
     raise HTTPException(422, "The conversation holds no message of the user.")
 
@@ -424,7 +426,8 @@ def as_http(error: BaseException) -> HTTPException:
     for cause in causes(error):
         if isinstance(cause, FilterError):
             return HTTPException(422, f"The store cannot use these filters: {cause}")
-        if type(cause).__module__ == "psycopg.errors" and _is_data_error(cause):
+        psycopg = sys.modules.get("psycopg")  # it is there where a store uses it
+        if psycopg and isinstance(cause, psycopg.DataError):
             return HTTPException(
                 422, f"The store cannot compare these values: {cause}".split("\n")[0]
             )
@@ -433,12 +436,6 @@ def as_http(error: BaseException) -> HTTPException:
     if sentence:
         return HTTPException(502, sentence)
     return HTTPException(500, "The question could not be answered; the service's log says why.")
-
-
-def _is_data_error(error: BaseException) -> bool:
-    from psycopg import DataError  # only a service over PostgreSQL has it
-
-    return isinstance(error, DataError)
 
 
 def _store(api: Endpoints) -> DocumentStore:

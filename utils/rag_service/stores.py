@@ -37,6 +37,10 @@ SET_UP_TRIES = 5
 # Said at each start, and no reader can do anything about it.
 _USUAL = "HNSW index already exists"
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
+# What PostgreSQL says when it is there and lets nobody in; psycopg has no code for it.
+_REFUSED = re.compile(
+    r"FATAL: .*(authentication failed|does not exist|no pg_hba|not permitted to log in)"
+)
 
 
 class Retriever(Protocol):
@@ -179,16 +183,15 @@ def _set_up_pgvector(store: PgvectorDocumentStore) -> None:
     from psycopg.sql import SQL, Identifier
 
     url = store.connection_string.resolve_value() or ""
-    with psycopg.connect(url, autocommit=True) as server:
-        encoding = server.info.parameter_status("server_encoding")
-    if encoding != "UTF8":  # psycopg gives bytes for texts, and Haystack fails on them
-        raise ConfigurationError(
-            f"The database at {store_place(url)} has the encoding {encoding}: make one with "
-            "`createdb --encoding UTF8 --template template0 NAME`."
-        )
-    store.count_documents()  # makes table and indexes
     table = Identifier(store.table_name)
     with psycopg.connect(url, autocommit=True) as server:
+        encoding = server.info.parameter_status("server_encoding")
+        if encoding != "UTF8":  # psycopg gives bytes for texts, and Haystack fails on them
+            raise ConfigurationError(
+                f"The database at {store_place(url)} has the encoding {encoding}: make one with "
+                "`createdb --encoding UTF8 --template template0 NAME`."
+            )
+        store.count_documents()  # makes table and indexes
         row = server.execute(
             "SELECT atttypmod FROM pg_attribute WHERE attrelid = %s::regclass AND "
             "attname = 'embedding'",
@@ -230,7 +233,6 @@ def _opened(make: Callable[[], Store], set_up: Callable[[Store], object] | None,
             why = f"The document store at {store_place(url)} {{}} ({_first_line(error)})"
             conflict = getattr(error, "status_code", None) == 409
             if is_outage(error) and not conflict:
-                # A server that is there says FATAL; psycopg has no code for it.
                 if _REFUSED.search(str(error.__cause__ or error)):
                     raise ConfigurationError(
                         f"{why.format('refuses the connection')}: correct name, password or "
@@ -246,11 +248,6 @@ def _opened(make: Callable[[], Store], set_up: Callable[[Store], object] | None,
                 ) from error
             time.sleep(random.uniform(0.05, 0.3) * (attempt + 1))
     raise AssertionError("the last try returns or raises")
-
-
-_REFUSED = re.compile(
-    r"FATAL: .*(authentication failed|does not exist|no pg_hba|not permitted to log in)"
-)
 
 
 def _first_line(error: BaseException) -> str:
