@@ -7,6 +7,7 @@ and a key, and nothing else changes.
 import os
 import warnings
 
+from nim_cookbook import torch_later
 from nim_cookbook.errors import CookbookError
 
 # Haystack reports its use to its makers unless told otherwise, and reads this when it is imported.
@@ -15,6 +16,8 @@ os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")
 # ONNX Runtime's packages do the same since 1.29; this is read when the library is loaded.
 # https://github.com/microsoft/onnxruntime/blob/main/docs/Privacy.md
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+torch_later.install()
 
 # tqdm, which several libraries import, asks for widgets; its progress as text needs none.
 warnings.filterwarnings("ignore", message="IProgress not found")
