@@ -34,6 +34,10 @@ def test_the_chart_deploys_the_plan() -> None:
     assert chat["resources"]["limits"]["nvidia.com/gpu"] == published.gpus
     assert chat["replicas"] * published.gpus == planned.gpus["chat"]
 
+    for role in ("embedding", "reranking"):
+        nim = release.one("NIMService", f"nim-{role}").data["spec"]
+        assert nim["replicas"] == planned.gpus[role]
+
     scaler = release.one("HorizontalPodAutoscaler", "query").data["spec"]
     assert scaler["minReplicas"] == planned.replicas
     (pods,) = [one["pods"] for one in scaler["metrics"] if one["type"] == "Pods"]

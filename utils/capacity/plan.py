@@ -324,7 +324,12 @@ def chart_values(plan: Plan, published: Published, *, in_flight: int) -> dict[st
                 "tag": published.version,
                 "gpus": published.gpus,
                 "replicas": plan.gpus["chat"] // published.gpus,
-            }
+            },
+            **{
+                role: {"replicas": gpus}  # one GPU each
+                for role, gpus in plan.gpus.items()
+                if role != "chat" and gpus
+            },
         },
     }
 
