@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from haystack.document_stores.in_memory import InMemoryDocumentStore
 
 from nim_cookbook import indexing
+from nim_cookbook.bounded import BoundedPreparation
 from nim_cookbook.corpus import company_files
 from nim_cookbook.errors import DataError
 from nim_cookbook.indexing import SourceFile
-from rag_service.bounded import BoundedPreparation
+from tests.unit.embedding_double import HashEmbedder
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,17 @@ def test_a_file_that_takes_too_much_is_named_for_it_and_the_next_one_is_read(
     with pytest.raises(DataError, match="more than 667 MB of memory"):
         bounded.prepare(text_bomb(tmp_path / "bomb.txt"), "f")
     assert bounded.prepare(sources()[0], "f").chunks
+
+
+def test_an_update_skips_the_file_that_takes_too_much_and_indexes_the_others(
+    bounded: BoundedPreparation, tmp_path: Path
+) -> None:
+    store = InMemoryDocumentStore()
+    files = [text_bomb(tmp_path / "bomb.txt"), sources()[0]]
+    report = indexing.update(store, files, preparation=bounded, embedder=HashEmbedder())
+    assert [outcome.status for outcome in report.outcomes] == ["skipped", "added"]
+    assert report.outcomes[0].note == "it needs more than 667 MB of memory to read"
+    assert {chunk.meta["document"] for chunk in store.filter_documents()} == {files[1].document}
 
 
 def test_a_file_that_takes_too_long_is_given_up(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from cookbook_cli.folder_index import FolderIndex, damaged, opened
 from cookbook_cli.progress import LoggedProgress
 from nim_cookbook import answering, indexing
 from nim_cookbook.answering import Answer
+from nim_cookbook.bounded import BoundedPreparation
 from nim_cookbook.endpoints import Endpoints
 from nim_cookbook.errors import CookbookError, DataError, EndpointUnreachable
 from nim_cookbook.explain import explain
@@ -191,7 +192,7 @@ def _index(
         transient=True,
     )
     try:
-        with bars:
+        with bars, contextlib.closing(BoundedPreparation()) as preparation:
             task = bars.add_task("", total=total)
 
             def progress(done: int, _: int) -> None:
@@ -201,7 +202,7 @@ def _index(
             report = indexing.update(
                 index.store,
                 folder.files,
-                preparation=indexing.preparation(),
+                preparation=preparation,
                 embedder=embedder,
                 gone=[name for name in index.documents if name not in present],
                 settings=settings,

@@ -478,7 +478,10 @@ class _Update:
         if complete and len(current) == len(known):
             note = next((p.meta["note"] for p in current if p.meta.get("note")), "")
             return Outcome(file.document, "unchanged", len(current), note=note)
-        prepared = self._prepared(file, fingerprint=wanted)
+        try:
+            prepared = self._prepared(file, fingerprint=wanted)
+        except DataError as error:  # it takes too much to read
+            return _skipped(file, str(error).rstrip("."), known)
         if not prepared.chunks:
             return _skipped(file, prepared.note, known)
         alike = [p for p in known if p.meta.get("settings") == self._settings]

@@ -36,7 +36,7 @@ class _Finder:
         spec = importlib.util.find_spec(name)
         if spec is None or spec.loader is None or "torch" in sys.modules:
             return spec
-        if importlib.util.find_spec("torch") is None:
+        if not _is_installed("torch"):
             return spec
         load = spec.loader.exec_module
 
@@ -49,6 +49,13 @@ class _Finder:
 
         spec.loader.exec_module = load_with_stand_in  # type: ignore[method-assign]
         return spec
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ImportError:  # a finder that hides it
+        return False
 
 
 def install() -> None:

@@ -31,10 +31,10 @@ from haystack_integrations.components.embedders.nvidia import NvidiaDocumentEmbe
 from nats.aio.msg import Msg
 
 from nim_cookbook import endpoints, indexing
+from nim_cookbook.bounded import BoundedPreparation
 from nim_cookbook.endpoints import Endpoint
 from nim_cookbook.errors import CookbookError, DataError, EndpointUnreachable
 from nim_cookbook.indexing import Embedder, SourceFile
-from rag_service.bounded import BoundedPreparation
 from rag_service.children import OPTION, stop_with_stdin
 from rag_service.counting import Count, expose
 from rag_service.delivery import BACKOFF, Delivery
@@ -283,7 +283,8 @@ async def serve(options: argparse.Namespace) -> Count:
     settings = Settings.from_environment()
     settings.require(STORE_URL)
     files = FileStore(settings.require(FILES))
-    with contextlib.closing(BoundedPreparation()) as preparation:  # it starts meanwhile
+    with contextlib.closing(BoundedPreparation()) as preparation:
+        preparation.start()  # meanwhile
         return await _serve(options, files, preparation)
 
 

@@ -4,13 +4,14 @@ A few kilobytes of PDF, HTML or YAML can ask for any amount of both. The process
 for each file on standard input, and answers with one; it ends when its input does. One that takes
 too much is killed, and the next file gets a new one.
 
-    python -m rag_service.bounded
+    python -m nim_cookbook.bounded
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import queue
 import subprocess
@@ -40,18 +41,20 @@ _READY = "ready"
 class BoundedPreparation:
     """Prepares files as `indexing.prepare` does, in a child process; for one thread.
 
+    The child starts with the first file, or with `start`.
+
     Args:
         memory: Most bytes that the child may take.
         seconds: Most seconds that a file may take.
     """
 
     def __init__(self, memory: int = MEMORY, seconds: float = SECONDS) -> None:
-        """Start the child, which gets ready meanwhile."""
+        """Take the limits; nothing is started."""
         self._memory, self._seconds = memory, seconds
         self._settings = indexing.preparation().dumps()
         self._ready = False
         self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._child = self._begin()
+        self._child: subprocess.Popen[bytes] | None = None
 
     def dumps(self) -> str:
         """Return the settings that decide the chunks."""
@@ -63,21 +66,22 @@ class BoundedPreparation:
         Raises:
             DataError: It takes too much memory or time, or the child ends over it.
         """
-        if self._child.poll() is not None:
-            self._child = self._begin()
+        child = self.start()
         if not self._ready:
-            self._ready = self._answer(START_SECONDS, "the converters") == _READY
+            self._ready = self._answer(child, START_SECONDS, "the converters") == _READY
         asked = {"document": file.document, "path": str(file.path), "meta": dict(file.meta)}
-        assert self._child.stdin is not None
+        assert child.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # said by the missing answer
-            self._child.stdin.write(json.dumps([asked, fingerprint], default=str).encode() + b"\n")
-            self._child.stdin.flush()
-        answer = self._answer(self._seconds, file.document)
+            child.stdin.write(json.dumps([asked, fingerprint], default=str).encode() + b"\n")
+            child.stdin.flush()
+        answer = self._answer(child, self._seconds, file.document)
         chunks = tuple(Document.from_dict(chunk) for chunk in answer["chunks"])
         return Prepared(file, fingerprint, chunks, answer["note"])
 
     def close(self) -> None:
         """End the child; the next file starts another."""
+        if self._child is None:
+            return
         self._child.kill()
         self._child.wait()
         for stream in (self._child.stdin, self._child.stdout):
@@ -85,11 +89,14 @@ class BoundedPreparation:
                 with contextlib.suppress(OSError):
                     stream.close()
 
-    def _begin(self) -> subprocess.Popen[bytes]:
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start the child if none runs; it gets ready meanwhile."""
+        if self._child is not None and self._child.poll() is None:
+            return self._child
         self._ready = False
         self._lines = queue.SimpleQueue()
-        child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "rag_service.bounded"],
+        child = self._child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "nim_cookbook.bounded"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is the parent's
@@ -97,10 +104,9 @@ class BoundedPreparation:
         threading.Thread(target=_read, args=(child, self._lines), daemon=True).start()
         return child
 
-    def _answer(self, seconds: float, what: str) -> Any:  # noqa: ANN401  JSON
+    def _answer(self, child: subprocess.Popen[bytes], seconds: float, what: str) -> Any:  # noqa: ANN401  JSON
         """Wait for a line of the child, and look at its memory meanwhile."""
-        # A thread that was given up must not read what a new child answers to the next one.
-        child, lines = self._child, self._lines
+        lines = self._lines  # one that was given up must not read what a new child answers
         deadline = time.monotonic() + seconds
         while True:
             with contextlib.suppress(queue.Empty):
@@ -130,6 +136,7 @@ def main() -> None:
     """Answer the parent until its pipe is closed."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a converter prints is no answer
+    logging.disable()  # what it logs is in the note
     pipeline = indexing.preparation()
 
     def send(answer: object) -> None:

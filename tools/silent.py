@@ -1,0 +1,86 @@
+"""Run a command with loopback as its only network, and fail if it asks for more.
+
+    python tools/silent.py make test-recipes
+
+In a network namespace without a route the kernel counts each packet that has nowhere to go
+(`OutNoRoutes` in /proc/net/snmp and /proc/net/snmp6, RFC 4293): a connection to another machine and
+a question to a name server both raise it. So the count says whether anything in the command, or in
+any process that it started, tried to reach another machine, whatever library it used.
+
+Needs Linux and the right to make a namespace (`unshare`, of util-linux); without them the command
+runs as it is, and a line says that nothing was proven. Exits with the command's status, or with 1
+when the command passed and packets were counted.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+INSIDE = "--inside"
+UNSHARE = ["unshare", "--net", "--map-root-user"]
+SIOCSIFFLAGS = 0x8914
+IFF_UP = 1
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command; return its status."""
+    if not arguments:
+        print(__doc__, file=sys.stderr)
+        return 2
+    if arguments[0] == INSIDE:
+        return inside(arguments[1:])
+    if (
+        shutil.which("unshare")
+        and not subprocess.run([*UNSHARE, "true"], capture_output=True).returncode
+    ):
+        return subprocess.call([*UNSHARE, sys.executable, __file__, INSIDE, *arguments])
+    print(
+        "No network namespace can be made here: run with the network, silence not proven.",
+        file=sys.stderr,
+    )
+    return subprocess.call(arguments)
+
+
+def inside(command: list[str]) -> int:
+    """Run the command in this namespace, whose loopback is down at first."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sh", b"lo", IFF_UP))
+    before = lost()
+    status = subprocess.call(command)
+    tried = lost() - before
+    if tried:
+        print(
+            f"Something tried to reach another machine: {tried} packets had no route.",
+            file=sys.stderr,
+        )
+    else:
+        print("Nothing tried to reach another machine.", file=sys.stderr)
+    return status or int(tried > 0)
+
+
+def lost() -> int:
+    """Return how many packets had no route so far, of both versions of IP."""
+    names, values = (
+        line.split()
+        for line in Path("/proc/net/snmp").read_text().splitlines()
+        if line.startswith("Ip:")
+    )
+    total = int(values[names.index("OutNoRoutes")])
+    six = Path("/proc/net/snmp6")
+    if six.exists():
+        total += sum(
+            int(line.split()[1])
+            for line in six.read_text().splitlines()
+            if line.startswith("Ip6OutNoRoutes")
+        )
+    return total
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
