@@ -26,12 +26,15 @@ BIN := $(VENV)/bin
 CODE := utils tests tools benchmarks
 MARKED = -m "$(1)$(if $(LONG),, and not long)"
 PYTEST = $(BIN)/python -m pytest --durations=15
+# With loopback as the only network: it fails when anything asks another machine. Not where the
+# tests of the recipes go live.
+SILENT = $(if $(filter hosted self-hosted,$(COOKBOOK_ENDPOINTS)),,$(PYTHON) tools/silent.py)
 COOKBOOK := $(BIN)/nim-cookbook
 NEED_PYTHON = command -v $(PYTHON) >/dev/null || { echo "Error: $(PYTHON) was not found: install Python 3.11, 3.12 or 3.13, or name it with \`make PYTHON=/path/to/python ...\`." >&2; exit 2; }
 BOOTSTRAP = @$(NEED_PYTHON); $(PYTHON) tools/bootstrap.py --venv $(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-code test-recipes coverage lint crds lab serve fetch notebooks pdfs screenshot pipelines bench images compose-test constraints wheel clean setup setup-dev
+.PHONY: help run test test-all test-code test-recipes test-network weights coverage lint crds lab serve fetch notebooks pdfs screenshot pipelines bench images compose-test constraints wheel clean setup setup-dev
 
 help: ## Show this list
 	@echo "make TARGET, with TARGET one of:"
@@ -48,18 +51,26 @@ run: setup ## Execute the recipes from beginning to end (RECIPES="01 02", ENDPOI
 	@$(COOKBOOK) run $(RECIPES) $(if $(ENDPOINTS),--endpoints $(ENDPOINTS)) $(PORTS)
 
 test: setup-dev ## What every commit must pass: lint, tests, each recipe once
-	@$(MAKE) --no-print-directory --keep-going lint test-code test-recipes
+	@$(MAKE) --no-print-directory --keep-going lint test-code test-recipes test-network
 
 test-all: setup-dev ## The long run: kills, trainings, every notebook alone, every lying server
-	@$(MAKE) --no-print-directory --keep-going lint test-code test-recipes LONG=1
+	@$(MAKE) --no-print-directory --keep-going lint test-code test-recipes test-network LONG=1
 
 # A few wait while others compute: three processes for two cores.
-test-code: setup-dev ## Unit tests, and contract tests with the vendors' own clients
-	$(PYTEST) tests/unit tests/contract -n 3 --dist loadgroup $(call MARKED,not alone) $(PYTEST_ARGS) $(NONE)
+test-code: setup-dev weights ## Unit tests, and contract tests with the vendors' own clients
+	$(SILENT) $(PYTEST) tests/unit tests/contract -n 3 --dist loadgroup $(call MARKED,not alone and not network) $(PYTEST_ARGS) $(NONE)
 
-test-recipes: setup-dev ## Each recipe, executed with nbmake
-	$(PYTEST) tests/notebooks -n 2 --dist loadgroup $(call MARKED,not alone) $(PYTEST_ARGS) $(NONE)
-	$(PYTEST) tests/notebooks $(call MARKED,alone) $(PYTEST_ARGS) $(NONE)
+test-recipes: setup-dev weights ## Each recipe, executed with nbmake
+	$(SILENT) $(PYTEST) tests/notebooks -n 2 --dist loadgroup $(call MARKED,not alone and not network) $(PYTEST_ARGS) $(NONE)
+	$(SILENT) $(PYTEST) tests/notebooks $(call MARKED,alone and not network) $(PYTEST_ARGS) $(NONE)
+
+# Before the network goes.
+weights: setup-dev
+	@$(COOKBOOK) fetch
+	@$(COOKBOOK) fetch --models small
+
+test-network: setup-dev ## Tests that install or fetch packages
+	$(PYTEST) tests/contract tests/notebooks -n 2 --dist loadgroup $(call MARKED,network) $(PYTEST_ARGS) $(NONE)
 
 lint: setup-dev ## Check style and types (the rules for notebooks are tests)
 	$(BIN)/ruff check $(CODE) notebooks

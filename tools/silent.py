@@ -14,7 +14,8 @@ when the command passed and packets were counted.
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
+import os
 import shutil
 import socket
 import struct
@@ -23,7 +24,10 @@ import sys
 from pathlib import Path
 
 INSIDE = "--inside"
-UNSHARE = ["unshare", "--net", "--map-root-user"]
+UNSHARE = ["unshare", "--net"]
+#: For a user who is not root: a user namespace as well, with the same name and the right to set up
+#: the network.
+UNSHARE_AS_USER = [*UNSHARE, "--map-current-user", "--keep-caps"]
 SIOCSIFFLAGS = 0x8914
 IFF_UP = 1
 
@@ -35,24 +39,35 @@ def main(arguments: list[str]) -> int:
         return 2
     if arguments[0] == INSIDE:
         return inside(arguments[1:])
-    if (
+    unshare = namespace()
+    if not unshare:
+        print("No network namespace can be made here: silence is not proven.", file=sys.stderr)
+    run = [*unshare, sys.executable, __file__, INSIDE, *arguments] if unshare else arguments
+    os.execvp(run[0], run)
+
+
+def namespace() -> list[str]:
+    """Return the command that makes a network namespace; empty where none can be made."""
+    command = UNSHARE if hasattr(os, "getuid") and os.getuid() == 0 else UNSHARE_AS_USER
+    works = (
         shutil.which("unshare")
-        and not subprocess.run([*UNSHARE, "true"], capture_output=True).returncode
-    ):
-        return subprocess.call([*UNSHARE, sys.executable, __file__, INSIDE, *arguments])
-    print(
-        "No network namespace can be made here: run with the network, silence not proven.",
-        file=sys.stderr,
+        and not subprocess.run([*command, "true"], capture_output=True, check=False).returncode
     )
-    return subprocess.call(arguments)
+    return command if works else []
 
 
 def inside(command: list[str]) -> int:
     """Run the command in this namespace, whose loopback is down at first."""
+    import fcntl  # POSIX has it, as it has namespaces
+
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sh", b"lo", IFF_UP))
     before = lost()
-    status = subprocess.call(command)
+    process = subprocess.Popen(command)
+    while process.poll() is None:
+        with contextlib.suppress(KeyboardInterrupt):  # the command gets it, too
+            process.wait()
+    status = process.returncode
     tried = lost() - before
     if tried:
         print(
@@ -61,7 +76,7 @@ def inside(command: list[str]) -> int:
         )
     else:
         print("Nothing tried to reach another machine.", file=sys.stderr)
-    return status or int(tried > 0)
+    return (status if status >= 0 else 128 - status) or int(tried > 0)
 
 
 def lost() -> int:

@@ -27,6 +27,8 @@ HARD_CODED_HOSTED_URL = {
 }
 LIVE_TESTS = 15
 
+pytestmark = pytest.mark.network
+
 
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:

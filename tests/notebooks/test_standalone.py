@@ -37,7 +37,7 @@ STOPS = {
 # What pip says when no package index can be reached at all.
 OFFLINE = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ProxyError")
 
-pytestmark = pytest.mark.xdist_group("standalone")  # one environment
+pytestmark = [pytest.mark.xdist_group("standalone"), pytest.mark.network]  # one environment
 EVERY_COMMIT = "01"  # the others on the long run
 
 
