@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import ClassVar
 
 import httpx
+import psutil
 import pytest
 
 from local_endpoints.options import base_url
 from local_endpoints.weights import folder_of
 from nim_cookbook.models import load_registry
-from tests.support import free_port_block
+from tests.support import Servers, free_port_block, start_servers, stop_servers
 
 NAMES = ["chat", "embedding", "reranking", "catalog"]
 REGISTRY = load_registry()
@@ -368,3 +369,26 @@ class TestTheSetOfModels:
     def test_a_set_that_does_not_exist(self):
         sentence = refused("--port-base", str(free_port_block()), COOKBOOK_MODELS="huge")
         assert "COOKBOOK_MODELS is 'huge'" in sentence
+
+
+@pytest.mark.long
+def test_refused_requests_leave_the_servers_memory_as_it_was(tmp_path):
+    """Two dozen bodies of two megabytes at once took it from 0.7 to 2 GB, and it kept them."""
+    base, key = free_port_block(), "nvapi-local-fake-key-for-memory"
+    process = start_servers(base, tmp_path / "log", COOKBOOK_LOCAL_KEY=key, COOKBOOK_MODELS="small")
+    try:
+        servers = Servers(base, key)
+        servers.wait()
+        memory = psutil.Process(process.pid).memory_info
+        before = memory().rss
+        body = {
+            "model": REGISTRY.default("embedding").id,
+            "input": ["word " * 2000] * 200,
+            "input_type": "passage",
+        }
+        with servers.client("embedding") as http, ThreadPoolExecutor(24) as callers:
+            sent = [callers.submit(http.post, "/embeddings", json=body) for _ in range(24)]
+            assert {reply.result().status_code for reply in sent} == {400}
+        assert memory().rss - before < 400 << 20
+    finally:
+        stop_servers(process)

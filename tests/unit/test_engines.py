@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from local_endpoints import weights as store
+from local_endpoints.nim.engines import encoder as encoding
 from local_endpoints.nim.engines.embedding import EmbeddingEngine
 from local_endpoints.nim.engines.encoder import Encoder, InputTooLong
 from local_endpoints.nim.engines.reranking import RerankingEngine
@@ -124,17 +125,27 @@ def test_any_text_is_cut_to_exactly_the_limit(
     encoder: Encoder, text: str, side: str, limit: int
 ) -> None:
     encoder.limit = 512
-    (whole,) = encoder.tokenize([text])
+    (whole,) = asyncio.run(encoder.tokenize([text]))
     encoder.limit = limit
-    (cut,) = encoder.tokenize([text], side)  # type: ignore[arg-type]
+    (cut,) = asyncio.run(encoder.tokenize([text], side))  # type: ignore[arg-type]
     assert len(cut) == min(len(whole), limit)
     assert (cut[0], cut[-1]) == (whole[0], whole[-1])
     inner, body = cut[1:-1], whole[1:-1]
     assert inner == (body[: len(inner)] if side == "END" else body[len(body) - len(inner) :])
     if len(whole) > limit:
         with pytest.raises(InputTooLong) as caught:
-            encoder.tokenize([text])
+            asyncio.run(encoder.tokenize([text]))
         assert (caught.value.length, caught.value.limit) == (len(whole), limit)
+
+
+async def test_a_text_that_is_read_in_pieces_has_the_same_tokens(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder.limit = 512
+    texts = ["The weir at Pellin Ford, naïve café 漢字 SP-3318. " * 9, "short", "one" * 40]
+    whole = await encoder.tokenize(texts)
+    monkeypatch.setattr(encoding, "TOGETHER", 20)
+    assert await encoder.tokenize(texts) == whole
 
 
 def test_files_that_cannot_be_loaded(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import secrets
+import sys
 from collections.abc import Coroutine, Sequence
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -22,6 +24,8 @@ from local_endpoints.strict_json import StrictRoute
 T = TypeVar("T")
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
+#: After a body of so many bytes, freed memory goes back to the system.
+GIVE_BACK_FROM = 100_000
 # A load balancer or Prometheus has no key; neither path says anything about a request.
 OPEN_PATHS = ("/v1/health/live", "/v1/health/ready", "/openapi.json", "/docs")
 
@@ -100,8 +104,18 @@ class BodyLimit:
                 await refusal(scope, receive, send)
 
         await self.app(scope, counted, watched)
+        if received > GIVE_BACK_FROM:
+            await asyncio.to_thread(_give_back)
         if too_large and not refused:
             await refusal(scope, receive, send)
+
+
+def _give_back() -> None:
+    """Return freed memory to the system; glibc keeps it for itself otherwise (malloc_trim(3))."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)
 
 
 async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -61,7 +60,7 @@ class EmbeddingEngine:
             InputTooLong: A text is over the limit and `truncate` is `NONE`.
         """
         lead = self._query_prefix if query else ""
-        ids = await asyncio.to_thread(self._encoder.tokenize, texts, truncate, lead)
+        ids = await self._encoder.tokenize(texts, truncate, lead)
         outputs = await self._encoder.run([(row, len(row)) for row in ids])
         vectors = [tokens[0] / np.linalg.norm(tokens[0]) for tokens in outputs]
         matrix = np.array(vectors, np.float32).reshape(len(vectors), self.dimensions)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -23,6 +23,9 @@ from nim_cookbook.errors import WeightsError
 
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 Truncate = Literal["NONE", "START", "END"]
+
+#: Characters that are tokenized together; what a large request may hold up a small one.
+TOGETHER = 50_000
 
 
 class InputTooLong(ValueError):
@@ -75,8 +78,10 @@ class Encoder:
         self.limit = weights.max_tokens
         self._workers = workers or os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix=weights.role)
+        # One, as the tokenizer spreads its work itself; more would only take more memory.
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix=f"{weights.role}-reader")
 
-    def tokenize(
+    async def tokenize(
         self, texts: Sequence[str], truncate: Truncate = "NONE", lead: str = ""
     ) -> list[list[int]]:
         """Return the token ids of texts, special tokens included.
@@ -90,11 +95,14 @@ class Encoder:
         Raises:
             InputTooLong: A text is over the limit and `truncate` is `NONE`.
         """
-        first, *bodies = self._bodies([lead, *texts])
+        bodies = self._bodies([lead, *texts])
+        first = await anext(bodies)
         cls, sep = self._around
-        return [[cls, *first, *self._fit(body, 2 + len(first), truncate), sep] for body in bodies]
+        return [
+            [cls, *first, *self._fit(body, 2 + len(first), truncate), sep] async for body in bodies
+        ]
 
-    def tokenize_pairs(
+    async def tokenize_pairs(
         self, query: str, texts: Sequence[str], truncate: Truncate = "NONE"
     ) -> list[tuple[list[int], int]]:
         """Return a query paired with each of the texts, as a cross-encoder reads them.
@@ -111,10 +119,11 @@ class Encoder:
         Raises:
             InputTooLong: A pair is over the limit and `truncate` is `NONE`.
         """
-        first, *bodies = self._bodies([query, *texts])
+        bodies = self._bodies([query, *texts])
+        first = await anext(bodies)
         cls, sep = self._around
         pairs = []
-        for body in bodies:
+        async for body in bodies:
             if truncate == "NONE" and 3 + len(first) + len(body) > self.limit:
                 raise InputTooLong(3 + len(first) + len(body), self.limit)
             head = [cls, *first[: self.limit - 3], sep]
@@ -143,7 +152,8 @@ class Encoder:
 
     async def close(self) -> None:
         """Refuse new work, and wait for what runs."""
-        await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)
+        for pool in (self._reader, self._pool):
+            await asyncio.to_thread(pool.shutdown, cancel_futures=True)
 
     def _one(self, ids: list[int], second: int) -> FloatArray:
         row = np.array([ids], np.int64)
@@ -154,9 +164,25 @@ class Encoder:
         }
         return np.asarray(self._session.run(None, feeds)[0][0], np.float32)
 
-    def _bodies(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the tokens of texts without special tokens."""
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    async def _bodies(self, texts: Sequence[str]) -> AsyncIterator[list[int]]:
+        """Yield the tokens of each text, without special tokens.
+
+        A caller that finds one too long leaves the rest unread, and others take turns with it.
+        """
+        loop = asyncio.get_running_loop()
+        for group in _groups(texts):
+            pieces = [piece for text in group for piece in _pieces(text)]
+            if len(group) > 1:
+                for ids in await loop.run_in_executor(self._reader, self._encode, pieces):
+                    yield ids
+                continue
+            body: list[int] = []
+            for piece in pieces:
+                body += (await loop.run_in_executor(self._reader, self._encode, [piece]))[0]
+            yield body
+
+    def _encode(self, pieces: list[str]) -> list[list[int]]:
+        encodings = self._tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def _fit(self, body: list[int], taken: int, truncate: Truncate) -> list[int]:
@@ -166,3 +192,26 @@ class Encoder:
             raise InputTooLong(taken + len(body), self.limit)
         room = max(0, self.limit - taken)
         return body[len(body) - room :] if truncate == "START" else body[:room]
+
+
+def _groups(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the texts in groups of at most `TOGETHER` characters; a longer one is alone."""
+    group: list[str] = []
+    length = 0
+    for text in texts:
+        if group and length + len(text) > TOGETHER:
+            yield group
+            group, length = [], 0
+        group.append(text)
+        length += len(text)
+    if group:
+        yield group
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Yield a text in pieces of about `TOGETHER` characters, cut where BERT cuts it anyway."""
+    start = 0
+    while len(text) - start > TOGETHER and (end := text.find(" ", start + TOGETHER)) >= 0:
+        yield text[start:end]
+        start = end
+    yield text[start:]

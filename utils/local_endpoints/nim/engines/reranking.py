@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,7 +51,7 @@ class RerankingEngine:
         Raises:
             InputTooLong: A pair is over the limit and `truncate` is `NONE`.
         """
-        pairs = await asyncio.to_thread(self._encoder.tokenize_pairs, query, passages, truncate)
+        pairs = await self._encoder.tokenize_pairs(query, passages, truncate)
         outputs = await self._encoder.run(pairs)
         return RankingResult([float(o[0]) for o in outputs], sum(len(ids) for ids, _ in pairs))
 
