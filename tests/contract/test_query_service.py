@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import hashlib
 import json
 import subprocess
 import sys
@@ -359,7 +360,7 @@ def test_an_uploaded_file_is_stored_and_queued(
     assert answer.status_code == 200, answer.text
     assert (answer.json()["filename"], answer.json()["bytes"]) == ("parking.md", len(content))
     job = asyncio.run(next_job(services))
-    assert (job.document, job.name) == ("uploads/parking.md", "parking.md")
+    assert (job.document, job.name) == (answer.json()["id"], "parking.md")
     assert job.file is not None
     with FileStore(services.files).fetched(job.file, job.name) as path:
         assert path.read_bytes() == content
@@ -377,7 +378,86 @@ def test_an_uploaded_pdf_is_asked_about_a_moment_later(
     asked = client.post("/ask/run", json={"question": "How long is the warranty on an HR-210?"})
     result = asked.json()["result"]
     assert "30 months" in result["answer"]
-    assert result["sources"][0]["citation"] == "uploads/sheet-hr-210.pdf, p. 1"
+    assert result["sources"][0]["citation"] == "sheet-hr-210.pdf, p. 1"
+
+
+def upload(chat: openai.OpenAI, name: str, text: str) -> str:
+    return chat.files.create(file=(name, text.encode()), purpose="assistants").id
+
+
+def found(client: httpx.Client, question: str, *documents: str) -> list[dict[str, Any]]:
+    """Return what is found in some documents."""
+    only = {"field": "meta.document", "operator": "in", "value": documents}
+    answer = client.post("/search/run", json={"question": question, "filters": only})
+    sources: list[dict[str, Any]] = answer.json()["result"]["sources"]
+    return sources
+
+
+def work(services: LocalServices) -> None:
+    assert services.start_worker("--until-empty").wait(60) == 0
+
+
+def stored_files(services: LocalServices, text: str) -> list[Path]:
+    name = hashlib.sha256(text.encode()).hexdigest()
+    return [path for path in services.files.rglob("*") if name in path.name]
+
+
+def test_uploads_of_one_name_are_two_documents_and_both_are_found(
+    client: httpx.Client, chat: openai.OpenAI, services: LocalServices
+) -> None:
+    texts = ("The kiln of hall 3 opens at six.", "The kiln of hall 3 has a yellow door.")
+    one, other = (upload(chat, "kiln.md", text) for text in texts)
+    assert upload(chat, "kiln.md", texts[0]) == one != other
+    work(services)
+    sources = found(client, "What is known about the kiln of hall 3?", one, other)
+    assert {(source["document"], source["text"]) for source in sources} == {
+        (one, texts[0]),
+        (other, texts[1]),
+    }
+    assert [source["citation"] for source in sources] == ["kiln.md"] * 2
+
+
+def test_an_upload_is_replaced_by_deleting_the_old_one(
+    client: httpx.Client, chat: openai.OpenAI, services: LocalServices
+) -> None:
+    old, new = "The saw stands in hall 5.", "The saw stands in hall 6."
+    first, second = upload(chat, "saw.md", old), upload(chat, "saw.md", new)
+    twin = upload(chat, "copy.md", new)
+    work(services)
+    assert chat.files.delete(first).deleted
+    chat.files.delete(second)
+    work(services)
+    sources = found(client, "Where does the saw stand?", first, second, twin)
+    assert [source["document"] for source in sources] == [twin]
+    assert not stored_files(services, old)
+    assert stored_files(services, new)  # the copy's
+    with pytest.raises(openai.NotFoundError, match="There is no file"):
+        chat.files.delete(first)
+    assert upload(chat, "saw.md", old) == first
+    chat.files.delete(first)  # it waits still
+    work(services)
+    assert not found(client, "Where does the saw stand?", first)
+    assert not stored_files(services, old)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "file-" + "0" * 32, "file-" + "0" * 33, "file-" + "0" * 31 + "G", "handbook-021", "*", ">",
+        "file-*", "%00", "%ff", "..%2fparking.md", "file-" + "0" * 32 + "%0a", "x" * 5000,
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_upload_cannot_be_deleted(client: httpx.Client, name: str) -> None:
+    answer = client.delete(f"/v1/files/{name}")
+    assert answer.status_code in (404, 422), answer.text
+    assert answer.json()["detail"]
+    assert name not in answer.text or name == "file-" + "0" * 32
+    assert found(client, QUESTION, "handbook-021")
+
+
+def test_nobody_deletes_a_file_without_the_token(service: TestedService) -> None:
+    with service.client(token=None) as stranger:
+        assert stranger.delete(f"/v1/files/file-{'0' * 32}").status_code == 401
 
 
 async def next_job(services: LocalServices) -> Job:

@@ -35,14 +35,15 @@ from nats.js import JetStreamContext
 
 from nim_cookbook import endpoints, indexing
 from nim_cookbook.endpoints import Endpoint
-from nim_cookbook.errors import ConfigurationError
+from nim_cookbook.errors import ConfigurationError, DataError
 from nim_cookbook.folders import folder_files
+from nim_cookbook.indexing import SourceFile
 from nim_cookbook.models import load_registry
 from rag_service import queue as queue_module
 from rag_service.delivery import Delivery
-from rag_service.files import FileStore
+from rag_service.files import FileStore, StoredFile, digest
 from rag_service.indexer import Worker, document_embedder
-from rag_service.intake import remove, submit_all
+from rag_service.intake import remove, submit, submit_all
 from rag_service.local import LocalServices
 from rag_service.queue import Queue, connect
 from rag_service.settings import INDEX, NATS_URL
@@ -75,6 +76,8 @@ class Bench:
     index: str
     folder: Path
     endpoint: Endpoint
+    #: The file store, if not the services' folder.
+    place: str = ""
 
     def write(self, name: str, text: str) -> None:
         path = self.folder / name
@@ -89,7 +92,16 @@ class Bench:
 
     @property
     def files(self) -> FileStore:
-        return FileStore(self.services.files)
+        return FileStore(self.place or self.services.files)
+
+    def stored(self, name: str) -> StoredFile:
+        """Return what one of the folder's files is in the store."""
+        return digest(self.folder / name)
+
+    def has(self, stored: StoredFile) -> bool:
+        with contextlib.suppress(DataError), self.files.fetched(stored, "file"):
+            return True
+        return False
 
     async def submit(self, queue: Queue) -> int:
         return len(await submit_all(queue, self.files, folder_files(self.folder)))
@@ -249,6 +261,159 @@ async def test_a_changed_file_replaces_its_chunks_and_a_removed_one_takes_them_a
         await queue.until_done(60)
         assert bench.texts("rules.md") == ""
         assert bench.texts("stays.md")
+
+
+@pytest.mark.parametrize("place", ["", "memory://"])
+async def test_a_file_leaves_the_store_with_the_last_document_that_has_it(bench, place):
+    bench.place = place and place + bench.index
+    bench.write("one.txt", f"Twins. {bench.index}")
+    bench.write("two.txt", f"Twins. {bench.index}")
+    twins = bench.stored("one.txt")
+    async with bench.connect() as queue, bench.workers(queue):
+        await bench.submit(queue)
+        await queue.until_done(60)
+        bench.write("one.txt", f"Alone. {bench.index}")
+        alone = bench.stored("one.txt")
+        await bench.submit(queue)
+        await queue.until_done(60)
+        assert (bench.has(twins), bench.has(alone)) == (True, True)
+        await remove(queue, "two.txt")
+        await queue.until_done(60)
+        assert (bench.has(twins), bench.has(alone)) == (False, True)
+        await remove(queue, "one.txt")
+        await queue.until_done(60)
+        assert not bench.has(alone)
+
+
+async def test_the_files_of_versions_that_were_never_begun_leave_too(bench):
+    versions = []
+    async with bench.connect() as queue:
+        for version in range(3):
+            bench.write("draft.txt", f"Version {version} of {bench.index}.")
+            versions.append(bench.stored("draft.txt"))
+            await bench.submit(queue)
+        assert all(map(bench.has, versions))
+        async with bench.workers(queue):
+            await queue.until_done(60)
+    assert [bench.has(version) for version in versions] == [False, False, True]
+
+
+async def test_a_file_stays_while_a_job_of_any_queue_names_it(bench):
+    bench.write("one.txt", f"Twins. {bench.index}")
+    stored = bench.stored("one.txt")
+    async with (
+        bench.connect() as queue,
+        connect(bench.services.nats_url, name=f"{bench.index}_other") as other,
+        bench.workers(queue),
+    ):
+        await bench.submit(other)
+        await bench.submit(queue)
+        await queue.until_done(60)
+        await remove(queue, "one.txt")
+        await queue.until_done(60)
+        assert bench.has(stored)
+        async with bench.workers(other):
+            await other.until_done(60)
+            await remove(other, "one.txt")
+            await other.until_done(60)
+        assert not bench.has(stored)
+
+
+async def test_a_file_stays_while_a_dead_letter_names_it(bench):
+    for name in ("broken.pdf", "copy.pdf"):
+        (bench.folder / name).write_bytes(f"%PDF-1.7 and no PDF after it {bench.index}".encode())
+    stored = bench.stored("copy.pdf")
+    async with bench.connect() as queue, bench.workers(queue):
+        await bench.submit(queue)
+        await queue.until_done(60)
+        await remove(queue, "broken.pdf")
+        await queue.until_done(60)
+        (letter,) = await queue.dead_letters()
+        await queue.send_again(letter)
+        await queue.until_done(60)
+        (again,) = await queue.dead_letters()
+        assert "cannot be read as a PDF" in again.reason
+        await remove(queue, "copy.pdf")
+        await queue.until_done(60)
+        assert not await queue.dead_letters()
+    assert not bench.has(stored)
+
+
+@pytest.mark.parametrize("moment", ["before the file is moved", "after it"])
+async def test_a_file_that_is_sent_again_while_it_is_deleted_is_not_lost(
+    bench, monkeypatch, moment
+):
+    bench.write("one.txt", f"Twins. {bench.index}")
+    again = SourceFile("again.txt", bench.folder / "one.txt")
+    discard, moments = FileStore.discard, []
+
+    async with bench.connect() as queue, bench.connect() as sender, bench.workers(queue):
+        loop = asyncio.get_running_loop()
+
+        def send() -> None:
+            moments.append(moment)
+            work = submit(sender, bench.files, again)
+            asyncio.run_coroutine_threadsafe(work, loop).result(10)
+
+        def interrupted(store, sha256, wanted):
+            def late() -> bool:
+                if moment == "after it":
+                    send()
+                return wanted()
+
+            if moment != "after it":
+                send()
+            discard(store, sha256, late)
+
+        await bench.submit(queue)
+        await queue.until_done(60)
+        monkeypatch.setattr(FileStore, "discard", interrupted)
+        await remove(queue, "one.txt")
+        await queue.until_done(60)
+        assert moments
+        assert bench.has(bench.stored("one.txt"))
+        assert bench.texts("again.txt")
+        assert not await queue.dead_letters()
+
+
+async def test_a_file_that_is_about_to_be_sent_is_not_deleted(bench, monkeypatch):
+    bench.write("one.txt", f"Twins. {bench.index}")
+    put = FileStore.put
+    async with bench.connect() as queue, bench.connect() as sender, bench.workers(queue):
+        loop = asyncio.get_running_loop()
+        await bench.submit(queue)
+        await queue.until_done(60)
+
+        async def removed() -> None:
+            await remove(queue, "one.txt")
+            await queue.until_done(60)
+
+        def interrupted(store, path):
+            stored = put(store, path)
+            asyncio.run_coroutine_threadsafe(removed(), loop).result(60)
+            return stored
+
+        monkeypatch.setattr(FileStore, "put", interrupted)
+        await submit(sender, bench.files, SourceFile("again.txt", bench.folder / "one.txt"))
+        await queue.until_done(60)
+        assert not bench.texts("one.txt")
+        assert bench.texts("again.txt")
+        assert not await queue.dead_letters()
+
+
+async def test_a_file_that_cannot_be_deleted_does_not_stop_the_worker(bench, monkeypatch):
+    def refuse(*_):
+        raise PermissionError("Read-only file system")
+
+    monkeypatch.setattr(FileStore, "discard", refuse)
+    fill(bench, 1)
+    async with bench.connect() as queue, bench.workers(queue) as said:
+        await bench.submit(queue)
+        await queue.until_done(60)
+        await remove(queue, "note-0.md")
+        await queue.until_done(60)
+    assert not bench.found()
+    assert "note-0.md: a file stays in the file store (Read-only file system)" in said
 
 
 async def test_only_the_newest_of_waiting_versions_is_done(bench):
@@ -510,9 +675,10 @@ WRITES = {
     "try": (Queue, "put_if", 2),
     "chunks": (PgvectorDocumentStore, "write_documents", 1),
     "old chunks": (PgvectorDocumentStore, "delete_documents", 1),
-    "acknowledgement": (Msg, "ack_sync", 1),
     "dead letters": (JetStreamContext, "purge_stream", 1),
-    "end of the try": (Queue, "delete", 1),
+    "reference to the old file": (Queue, "delete", 1),
+    "acknowledgement": (Msg, "ack_sync", 1),
+    "end of the try": (Queue, "delete", 2),
 }
 
 

@@ -96,6 +96,34 @@ def test_the_same_content_is_one_file(tmp_path):
     assert not path.exists()
 
 
+@pytest.mark.parametrize("place", ["folder", "memory"])
+def test_a_file_is_deleted_unless_it_is_wanted_by_then(tmp_path, place):
+    store = FileStore(tmp_path / "files" if place == "folder" else f"memory://{tmp_path.name}")
+    (tmp_path / "a.txt").write_text("text")
+    stored = store.put(tmp_path / "a.txt")
+
+    def wanted() -> bool:
+        with store.fetched(stored, "a.txt") as path:  # a worker that has its job by now
+            assert path.read_text() == "text"
+        return True
+
+    def fails() -> bool:
+        raise OSError("the queue is away")
+
+    store.discard(stored.sha256, wanted)
+    with pytest.raises(OSError, match="the queue is away"):
+        store.discard(stored.sha256, fails)
+    with store.fetched(stored, "a.txt") as path:
+        assert path.read_text() == "text"
+    store.discard(stored.sha256, lambda: False)
+    store.discard(stored.sha256, lambda: False)
+    with pytest.raises(DataError, match="is not in the file store"), store.fetched(stored, "a.txt"):
+        pass
+    assert store.put(tmp_path / "a.txt") == stored
+    with store.fetched(stored, "a.txt") as path:
+        assert path.read_text() == "text"
+
+
 def test_a_cut_off_copy_is_written_anew(tmp_path):
     store = FileStore(tmp_path / "files")
     (tmp_path / "a.txt").write_text("all of it")
@@ -419,6 +447,9 @@ class Taking:
 
     def __init__(self) -> None:
         self.jobs: list[Job] = []
+
+    def holding(self, _: str) -> contextlib.nullcontext[None]:
+        return contextlib.nullcontext()
 
     async def submit(self, job: Job) -> int:
         self.jobs.append(job)

@@ -7,7 +7,8 @@
 | `POST /ask/run` | a question; its answer with sources |
 | `POST /search/run` | a question; chunks only |
 | `POST /v1/chat/completions`, `GET /v1/models` | the same, model `ask`, for OpenAI's clients |
-| `POST /v1/files` | a file to be indexed |
+| `POST /v1/files` | a file to be indexed; its name and content give its id |
+| `DELETE /v1/files/ID` | withdraws it: delete the old file and send the new one to replace it |
 | `GET /metrics` | Prometheus |
 | `GET /health/live`, `/health/ready`, `/status` | open, for probes |
 
@@ -65,6 +66,7 @@ def create() -> FastAPI:
     app = _hayhooks(settings)
     refuse_deploy_routes(app)
     app.add_exception_handler(RequestValidationError, _invalid)
+    _files(app)
     app.add_route("/health/live", live, ["GET"])
     app.add_route("/health/ready", Readiness().show, ["GET"])
     app.add_route("/metrics", show, ["GET"])
@@ -79,6 +81,13 @@ def create() -> FastAPI:
     app.add_middleware(Measure)
     _enough_threads(app)
     return app
+
+
+def _files(app: FastAPI) -> None:
+    """Add what Hayhooks' Files API lacks; tracing has been set up when Haystack is imported."""
+    from rag_service.query import withdraw
+
+    app.delete("/v1/files/{file_id}", tags=["openai"])(withdraw)
 
 
 async def _invalid(_: Request, error: Exception) -> Response:
@@ -115,7 +124,7 @@ def _hayhooks(settings: ServingSettings) -> FastAPI:
     hayhooks.tracing_include_payload_values = False
     hayhooks.cors_allow_origins = list(settings.origins)
     hayhooks.cors_allow_origin_regex = None
-    hayhooks.cors_allow_methods = ["GET", "POST"]
+    hayhooks.cors_allow_methods = ["GET", "POST", "DELETE"]
     hayhooks.cors_allow_headers = ["Authorization", "Content-Type"]
     hayhooks.cors_allow_credentials = False
     try:

@@ -80,8 +80,8 @@ async def _upload(client: openai.AsyncOpenAI, element: Any) -> None:  # noqa: AN
         return
     try:
         content = Path(element.path).read_bytes()
-        await client.files.create(file=(element.name, content), purpose="assistants")
-        said = f"{element.name} is in the queue; ask about it in a moment."
+        taken = await client.files.create(file=(element.name, content), purpose="assistants")
+        said = f"{element.name} is in the queue as {taken.id}; ask about it in a moment."
     except openai.OpenAIError as error:
         said = _sentence(error)
     await cl.Message(said).send()

@@ -92,9 +92,6 @@ class Delivery:
         """Acknowledge the job; what it was to do has been written."""
         with contextlib.suppress(nats.errors.Error, TimeoutError):
             await self._message.ack_sync(timeout=5)
-        await self._queue.stream.purge_stream(
-            self._queue.stream_name("DEAD"), subject=self._queue.subject("DEAD", self._key)
-        )
         await self._end()
 
     async def failed(self, reason: str) -> bool:

@@ -4,8 +4,7 @@ Messages stay small, the same content is stored once under whatever names it arr
 notices at once when the bytes are not those that were queued. The place is a folder, or whatever
 fsspec knows by URL (`s3://bucket/files` with s3fs installed).
 
-Files are not deleted with their documents: another document, a waiting job or a dead letter may
-have the same content. Where room is short, delete files older than the oldest open job.
+A file leaves with the last document that refers to it; `rag_service.intake` knows which do.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -55,7 +54,8 @@ class FileStore:
             ConfigurationError: The place cannot be used.
         """
         try:
-            self._system, self._root = fsspec.url_to_fs(str(place))
+            # A remembered listing would show files that another process has deleted.
+            self._system, self._root = fsspec.url_to_fs(str(place), use_listings_cache=False)
             self._system.makedirs(self._root, exist_ok=True)
         except (OSError, ValueError, ImportError) as error:
             raise ConfigurationError(
@@ -70,16 +70,11 @@ class FileStore:
             DataError: The file cannot be read.
             OSError: The store cannot be written.
         """
-        try:
-            with Path(path).open("rb") as source:
-                stored = _stored(source)
-                if not self._holds(stored):
-                    source.seek(0)
-                    self._write(source, stored)
-        except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-            if error.filename is not None and Path(error.filename) == Path(path):
-                raise DataError(f"{path} cannot be read ({error.strerror}).") from None
-            raise
+        with _opened(path) as source:
+            stored = _stored(source)
+            if not self._holds(stored):
+                source.seek(0)
+                self._write(source, stored)
         return stored
 
     @contextlib.contextmanager
@@ -95,7 +90,7 @@ class FileStore:
             path = Path(folder, Path(name.replace("\\", "/")).name or "file")
             try:
                 with (
-                    self._system.open(self._path(stored), "rb") as source,
+                    self._open(stored) as source,
                     path.open("wb") as copy,
                 ):
                     shutil.copyfileobj(source, copy, CHUNK)
@@ -112,13 +107,50 @@ class FileStore:
                     )
             yield path
 
+    def discard(self, sha256: str, wanted: Callable[[], bool]) -> None:
+        """Delete a file that nothing refers to; it need not be there.
+
+        Whoever is about to refer to it may have seen it a moment ago. So it is moved aside first,
+        and put back if it is referred to by now; who looks for it later finds it missing.
+
+        Args:
+            sha256: Of its bytes.
+            wanted: Tells whether something refers to it.
+        """
+        path = self._path(sha256)
+        aside = f"{path}.{uuid.uuid4().hex}.aside"
+        try:
+            self._system.mv(path, aside)
+        except FileNotFoundError:
+            return
+        keep = True
+        try:
+            keep = wanted()
+        finally:
+            if keep:
+                self._system.mv(aside, path)
+            else:
+                self._system.rm(aside)
+
+    def _open(self, stored: StoredFile) -> IO[bytes]:
+        """Open a file at its place, or where `discard` has it in hand or was killed with it."""
+        path = self._path(stored.sha256)
+        source: IO[bytes]
+        try:
+            source = self._system.open(path, "rb")
+        except FileNotFoundError:
+            beside = self._system.ls(path.rpartition("/")[0], detail=False)
+            aside = (one for one in beside if stored.sha256 in one and one.endswith(".aside"))
+            source = self._system.open(next(aside, path), "rb")
+        return source
+
     def _holds(self, stored: StoredFile) -> bool:
-        path = self._path(stored)
+        path = self._path(stored.sha256)
         return bool(self._system.exists(path)) and self._system.size(path) == stored.size
 
     def _write(self, source: IO[bytes], stored: StoredFile) -> None:
         """Write beside the place and move there, so that no reader gets half a file."""
-        path = self._path(stored)
+        path = self._path(stored.sha256)
         partial = f"{path}.{uuid.uuid4().hex}.part"
         self._system.makedirs(path.rpartition("/")[0], exist_ok=True)
         try:
@@ -130,10 +162,31 @@ class FileStore:
                 self._system.rm(partial)
             raise
 
-    def _path(self, stored: StoredFile) -> str:
-        if not _SHA256.fullmatch(stored.sha256):
-            raise DataError(f"{stored.sha256[:80]!r} is not a SHA-256.")
-        return f"{self._root}/{stored.sha256[:2]}/{stored.sha256}"
+    def _path(self, sha256: str) -> str:
+        if not _SHA256.fullmatch(sha256):
+            raise DataError(f"{sha256[:80]!r} is not a SHA-256.")
+        return f"{self._root}/{sha256[:2]}/{sha256}"
+
+
+def digest(path: str | Path) -> StoredFile:
+    """Return what `FileStore.put` would, without storing anything.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    with _opened(path) as source:
+        return _stored(source)
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[IO[bytes]]:
+    try:
+        with Path(path).open("rb") as source:
+            yield source
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        if error.filename is not None and Path(error.filename) == Path(path):
+            raise DataError(f"{path} cannot be read ({error.strerror}).") from None
+        raise
 
 
 def _stored(source: IO[bytes]) -> StoredFile:

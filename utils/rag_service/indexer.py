@@ -2,9 +2,9 @@
 
 `python -m rag_service.indexer` runs one; more of them share the work. It fetches the file by
 its hash, converts and splits it as recipe 03 does, embeds it through the embedding NIM, writes the
-chunks with ids made from their content, deletes those of an older version, and only then
-acknowledges the job. So a worker may be killed at any moment: the job comes again, and doing it
-twice is the same as doing it once.
+chunks with ids made from their content, deletes those of an older version and its file, and only
+then acknowledges the job. So a worker may be killed at any moment: the job comes again, and doing
+it twice is the same as doing it once.
 
 On SIGTERM or SIGINT it finishes the job in hand within `--grace` seconds, or gives it back. A
 second signal makes it give the job back at once.
@@ -39,6 +39,7 @@ from rag_service.children import OPTION, stop_with_stdin
 from rag_service.counting import Count, expose
 from rag_service.delivery import BACKOFF, Delivery
 from rag_service.files import FileStore
+from rag_service.intake import release
 from rag_service.local import READY
 from rag_service.queue import Job, Queue, connect
 from rag_service.retry import (
@@ -168,9 +169,19 @@ class Worker:
                 f"{'; given up, it is a dead letter now' if dead else ''}"
             )
         else:
+            await self._release(job)
             await delivery.done()
             self.count.done += 1
             self._say(f"{job.document}: {note} ({time.monotonic() - began:.2f} s)")
+
+    async def _release(self, job: Job) -> None:
+        """Delete the files of earlier versions; one that cannot be deleted stays."""
+        try:
+            await release(self._queue, self._files, job)
+        except (nats.errors.Error, TimeoutError):
+            raise  # the job comes again
+        except Exception as error:  # each kind of file store has errors of its own
+            self._say(f"{job.document}: a file stays in the file store ({reason(error)})")
 
     async def _thread(self, delivery: Delivery) -> str:
         """Do the job in a thread, while this one answers JetStream and signals.

@@ -20,8 +20,9 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import fastapi
 from fastapi import HTTPException
 from fastapi_openai_compat import ChatCompletion, Choice, Message
 from hayhooks import BasePipelineWrapper, async_streaming_generator
@@ -40,8 +41,10 @@ from rag_service.filters import Filters, as_haystack
 from rag_service.pipelines import load
 from rag_service.settings import FILES, STORE_URL, ServingSettings, Settings
 
-#: Takes a file in: stores it and queues its indexing. Called with the file and the name it had.
+#: Takes a file in: stores it and queues its indexing. Called with the file and its document's id.
 Enqueue = Callable[[Path, str], object]
+#: The id of an upload, which is that of its document.
+FileId = Annotated[str, fastapi.Path(pattern=r"^file-[0-9a-f]{32}$")]
 
 #: Threads for the calls that cannot be awaited, per process: as many requests wait on NVIDIA's
 #: embedder and ranker at the same time. Python's own default is four more than there are cores.
@@ -135,7 +138,7 @@ def use(given: Service | None) -> None:
         _service = given
 
 
-def enqueue(path: Path, name: str) -> None:
+def enqueue(path: Path, document: str) -> None:
     """Store an uploaded file and put its indexing into the queue.
 
     Raises:
@@ -149,9 +152,28 @@ def enqueue(path: Path, name: str) -> None:
 
     async def send() -> None:
         async with connect() as queue:
-            await submit(queue, files, SourceFile(f"uploads/{name}", path))
+            await submit(queue, files, SourceFile(document, path))
 
     asyncio.run(send())  # Hayhooks takes uploads in threads, which have no loop
+
+
+async def withdraw(file_id: FileId) -> dict[str, Any]:
+    """Put the removal of an uploaded document into the queue, as OpenAI's Files API answers it.
+
+    Raises:
+        HTTPException: 404 for an unknown document, 503 when the queue is not there.
+    """
+    from rag_service.intake import remove
+    from rag_service.queue import connect
+
+    try:
+        async with connect() as queue:
+            if not await queue.references(file_id):
+                raise HTTPException(404, f"There is no file {file_id}.")
+            await remove(queue, file_id)
+    except CookbookError as error:
+        raise HTTPException(503, str(error)) from error
+    return {"id": file_id, "object": "file", "deleted": True}
 
 
 class Ask(BasePipelineWrapper):
@@ -242,21 +264,23 @@ class Ask(BasePipelineWrapper):
     ) -> dict[str, Any]:
         """Take a file in; the answer says that it is queued, not that it is indexed.
 
-        The name identifies the document: a file of the same name, whoever sends it, is a new
-        version. All who have the token share one index; give each group of users an index.
+        Name and content identify the document, so that nobody's upload replaces another's. Whoever
+        replaces a file deletes the old one by its id (`withdraw`), which sources name too. All who
+        have the token share one index; give each group of users an index.
         """
         name = file_name(filename)
         if not content:
             raise HTTPException(422, f"{name} is empty.")
+        document = f"file-{hashlib.sha256(name.encode() + b'/' + content).hexdigest()[:32]}"
         with tempfile.TemporaryDirectory(prefix="cookbook-upload-") as folder:
             path = Path(folder, name)
             path.write_bytes(content)
             try:
-                self.service.enqueue(path, name)
+                self.service.enqueue(path, document)
             except CookbookError as error:
                 raise HTTPException(503, str(error)) from error
         return {
-            "id": f"file-{hashlib.sha256(content).hexdigest()[:32]}",
+            "id": document,
             "object": "file",
             "bytes": len(content),
             "created_at": int(time.time()),

@@ -1,6 +1,6 @@
 """The queue: files to be indexed as jobs in NATS JetStream, and the dead letters.
 
-`connect` makes four streams:
+`connect` makes five streams:
 
 - `<name>_JOBS`, a work queue with one subject per document. It holds at most one job of a document:
   a newer version replaces the one that waits.
@@ -11,6 +11,8 @@
   that are given back at a restart, and keeps no reasons.
 - `<name>_DEAD`: jobs that failed `TRIES` times, each with its file, hash and reasons, until
   they are sent again or dropped, or a later version of the file is indexed.
+- `COOKBOOK_FILES`: which documents refer to which stored file, one record each. All queues of a
+  server share it, as they may share a file store.
 
 `python -m rag_service.queue` shows the depth and the dead letters, and sends dead letters again.
 """
@@ -24,6 +26,7 @@ import hashlib
 import json
 import sys
 import time
+import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -36,7 +39,14 @@ import nats.js.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig, Header, RetentionPolicy, StreamConfig
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    Header,
+    RawStreamMsg,
+    RetentionPolicy,
+    StreamConfig,
+)
 
 from nim_cookbook.errors import CookbookError, DataError, EndpointUnreachable
 from rag_service.files import StoredFile
@@ -52,7 +62,7 @@ TRIES_KEPT = 7 * 86_400.0
 # JetStream's error codes for "there is another record than the expected one".
 _WRONG_SEQUENCE = frozenset({10071, 10164})
 
-Kind = Literal["JOBS", "CLAIMS", "TRIES", "DEAD"]
+Kind = Literal["JOBS", "CLAIMS", "TRIES", "DEAD", "FILES"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,11 +197,12 @@ class Queue:
 
     def stream_name(self, kind: Kind) -> str:
         """Return a stream's name."""
-        return f"{self.name.upper()}_{kind}"
+        return "COOKBOOK_FILES" if kind == "FILES" else f"{self.name.upper()}_{kind}"
 
     def subject(self, kind: Kind, key: str) -> str:
         """Return the subject of one document (or job) in a stream."""
-        return f"{self.name}.{kind.lower()}.{key}"
+        # No index is named like this, as it holds a hyphen.
+        return f"cookbook-files.{key}" if kind == "FILES" else f"{self.name}.{kind.lower()}.{key}"
 
     async def set_up(self, ack_wait: float | None) -> None:
         """Make streams and consumer, or bring them to these settings.
@@ -199,6 +210,7 @@ class Queue:
         Args:
             ack_wait: None leaves what there is, and makes `ACK_WAIT` where there is nothing.
         """
+        await self._stream("FILES")
         if ack_wait is None:
             with contextlib.suppress(nats.js.errors.NotFoundError):
                 there = await self.stream.consumer_info(self.stream_name("JOBS"), CONSUMER)
@@ -230,16 +242,49 @@ class Queue:
         Raises:
             EndpointUnreachable: The queue does not take it.
         """
+        number = await self._publish("JOBS", subject_key(job.document), job.encoded())
+        if job.file:
+            await self._publish("FILES", f"{self._owner(job.document)}.{job.file.sha256}")
+        return number
+
+    @contextlib.asynccontextmanager
+    async def holding(self, sha256: str) -> AsyncIterator[None]:
+        """Refer to a file until a job that names it has been sent, so that nobody deletes it.
+
+        Begin before looking whether the file store has it.
+        """
+        number = await self._publish("FILES", f"{uuid.uuid4().hex}.{sha256}")
         try:
-            answer = await self.stream.publish(
-                self.subject("JOBS", subject_key(job.document)), job.encoded()
-            )
-        except (nats.errors.Error, TimeoutError) as error:
-            raise EndpointUnreachable(
-                f"The queue did not take {job.document} ({error or type(error).__name__}): see "
-                "whether the NATS server runs, and send it again."
-            ) from None
-        return answer.seq
+            yield
+        except (DataError, OSError):  # no job was sent; after another error one may have been
+            await self._let_go(number)
+            raise
+        await self._let_go(number)
+
+    async def references(self, document: str) -> dict[int, str]:
+        """Return the hashes of the files that a document refers to, by the records' numbers."""
+        found: dict[int, str] = {}
+        number = 0
+        while record := await self._next("FILES", f"{self._owner(document)}.*", number):
+            number = record.seq or 0
+            found[number] = (record.subject or "").rpartition(".")[2]
+        return found
+
+    async def refers(self, sha256: str) -> bool:
+        """Tell whether any document of any queue refers to a file."""
+        return await self._next("FILES", f"*.{sha256}") is not None
+
+    async def names(self, document: str, sha256: str) -> bool:
+        """Tell whether an open job or the dead letter of a document names a file."""
+        kinds: tuple[Kind, ...] = ("JOBS", "DEAD")  # in the order in which a job goes
+        records = [await self._next(kind, subject_key(document)) for kind in kinds]
+        return any(sha256.encode() in (record.data or b"") for record in records if record)
+
+    async def forget(self, document: str) -> None:
+        """Delete a document's dead letter."""
+        await self.stream.purge_stream(
+            self.stream_name("DEAD"), subject=self.subject("DEAD", subject_key(document))
+        )
 
     async def depth(self) -> Depth:
         """Return how much there is to do, right now."""
@@ -298,23 +343,21 @@ class Queue:
 
     async def dead_letters(self) -> list[DeadLetter]:
         """Return the dead letters, oldest first."""
-        stream, number = self.stream_name("DEAD"), 0
+        number = 0
         letters: list[DeadLetter] = []
-        with contextlib.suppress(nats.js.errors.NotFoundError):  # there are no more
-            while True:
-                message = await self.stream.get_msg(
-                    stream, seq=number + 1, subject=self.subject("DEAD", "*"), next=True
-                )
-                number = message.seq or 0
-                values = json.loads(message.data or b"{}")
-                job = Job.decoded(json.dumps(values["job"]).encode())
-                tries = tuple(Try(**one) for one in values["tries"])
-                letters.append(DeadLetter(number, job, values["reason"], tries))
+        while message := await self._next("DEAD", "*", number):
+            number = message.seq or 0
+            values = json.loads(message.data or b"{}")
+            job = Job.decoded(json.dumps(values["job"]).encode())
+            tries = tuple(Try(**one) for one in values["tries"])
+            letters.append(DeadLetter(number, job, values["reason"], tries))
         return letters
 
     async def send_again(self, letter: DeadLetter) -> int:
         """Make a job of a dead letter, with all its tries before it; return the job's number."""
-        number = await self.submit(letter.job)
+        file = letter.job.file
+        async with self.holding(file.sha256) if file else contextlib.nullcontext():
+            number = await self.submit(letter.job)
         await self.drop(letter)
         return number
 
@@ -356,8 +399,8 @@ class Queue:
                 return None
             raise
 
-    async def delete(self, kind: Literal["CLAIMS", "TRIES"], number: int) -> None:
-        """Delete one record, if it is still there."""
+    async def delete(self, kind: Literal["CLAIMS", "TRIES", "FILES"], number: int) -> None:
+        """Delete one record, if it is still there and has not been replaced."""
         with contextlib.suppress(nats.js.errors.APIError):
             await self.stream.delete_msg(self.stream_name(kind), number)
 
@@ -365,6 +408,30 @@ class Queue:
         """Close the connection."""
         with contextlib.suppress(nats.errors.Error, TimeoutError):
             await self.client.close()
+
+    async def _let_go(self, number: int) -> None:
+        with contextlib.suppress(nats.errors.Error, TimeoutError):  # then the file is kept
+            await self.delete("FILES", number)
+
+    def _owner(self, document: str) -> str:
+        return subject_key(f"{self.name} {document}")
+
+    async def _next(self, kind: Kind, key: str, after: int = 0) -> RawStreamMsg | None:
+        """Return the first record of some subjects after a number, if there is one."""
+        with contextlib.suppress(nats.js.errors.NotFoundError):
+            return await self.stream.get_msg(
+                self.stream_name(kind), seq=after + 1, subject=self.subject(kind, key), next=True
+            )
+        return None
+
+    async def _publish(self, kind: Kind, key: str, body: bytes = b"") -> int:
+        try:
+            return (await self.stream.publish(self.subject(kind, key), body)).seq
+        except (nats.errors.Error, TimeoutError) as error:
+            raise EndpointUnreachable(
+                f"The queue did not take the job ({error or type(error).__name__}): see whether "
+                "the NATS server runs, and send it again."
+            ) from None
 
     async def _stream(
         self,
@@ -374,7 +441,7 @@ class Queue:
     ) -> None:
         config = StreamConfig(
             name=self.stream_name(kind),
-            subjects=[self.subject(kind, "*")],
+            subjects=[self.subject(kind, "*.*" if kind == "FILES" else "*")],
             retention=retention,
             max_msgs_per_subject=1,
             max_age=max_age,
