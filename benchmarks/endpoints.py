@@ -40,6 +40,7 @@ from capacity.load import LONGEST, Target, closed_load
 from local_endpoints.nim.engines.chat import HTTP_THREADS, PARALLEL_SLOTS, default_threads
 from local_endpoints.weights import ResolvedWeights, resolve
 from nim_cookbook import endpoints
+from nim_cookbook.endpoints import Endpoint
 from nim_cookbook.errors import DataError
 from nim_cookbook.models import Role, load_registry
 
@@ -63,7 +64,9 @@ def texts_of(length: str, count: int) -> list[str]:
     return [f"{number}. {SENTENCE * LENGTHS[length]}".strip() for number in range(count)]
 
 
-def http_rate(endpoint: Any, route: str, bodies: Sequence[Mapping[str, Any]], clients: int) -> float:  # noqa: ANN401, E501
+def http_rate(
+    endpoint: Endpoint, route: str, bodies: Sequence[Mapping[str, Any]], clients: int
+) -> float:
     """Return answers a second of an endpoint; none may fail."""
     parts = urlsplit(endpoint.url)
     origin = f"{parts.scheme}://{parts.netloc}"
@@ -135,7 +138,9 @@ def sentence_transformers(weights: ResolvedWeights, folder: Path) -> Engine | No
     )
 
     reranking = weights.role == "reranking"
-    special = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
+    special = {
+        f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")
+    }
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(weights.folder / weights.files[1][0]),
         model_max_length=weights.max_tokens,
@@ -207,7 +212,9 @@ def compared(
     rows = ratio_rows(case, rates, HTTP, found)
     if OTHER not in found:
         note = f"not installed: {INSTALL}"
-        rows.append({**case, "what": HTTP, "against": OTHER, "target": TARGETS[OTHER], "note": note})
+        rows.append(
+            {**case, "what": HTTP, "against": OTHER, "target": TARGETS[OTHER], "note": note}
+        )
     return rows
 
 
@@ -219,13 +226,14 @@ def request(model: str, role: Role, text: str) -> dict[str, object]:
     return {"model": model, "query": {"text": QUESTION}, "passages": chunks}
 
 
-def chat(
-    nim: endpoints.Endpoints, clients: Sequence[int], requests: int, rounds: int
-) -> list[Row]:
+def chat(nim: endpoints.Endpoints, clients: Sequence[int], requests: int, rounds: int) -> list[Row]:
     """Measure the chat endpoint against llama.cpp's own server, in answers of `ANSWER_TOKENS`."""
     import xllamacpp
 
-    weights = resolve(load_registry().weights_for("chat", os.environ.get("COOKBOOK_MODELS", "default")), report=say)  # noqa: E501
+    weights = resolve(
+        load_registry().weights_for("chat", os.environ.get("COOKBOOK_MODELS", "default")),
+        report=say,
+    )
     params = xllamacpp.CommonParams()
     params.model.path = str(weights.folder / weights.files[0][0])
     params.n_ctx, params.n_parallel = weights.max_tokens * PARALLEL_SLOTS, PARALLEL_SLOTS
@@ -233,7 +241,7 @@ def chat(
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = default_threads()
     params.n_threads_http, params.cache_ram_mib = HTTP_THREADS, 0
     params.cache_idle_slots = False
-    key = os.urandom(16).hex()
+    key, route = os.urandom(16).hex(), "/v1/chat/completions"
     params.api_keys = [key]
     server = xllamacpp.Server(params)
     numbers = iter(range(10**6))
@@ -251,14 +259,13 @@ def chat(
     for number in clients:
         say(f"  chat, {number} clients")
         count = max(requests // 2, number)
-        target = "/v1/chat/completions"
         rates = alternating(
             {
                 HTTP: lambda n=number, c=count: http_rate(
                     nim.chat, "/chat/completions", bodies(HTTP, c), n
                 ),
                 LLAMA: lambda n=number, c=count: rate_of(
-                    Target(server.listening_address, target, bodies(LLAMA, c), key), n
+                    Target(server.listening_address, route, bodies(LLAMA, c), key), n
                 ),
             },
             rounds,
@@ -300,7 +307,9 @@ def main() -> int:
             else encoders(nim, name, given.clients, *size)
         )
         sections.append({"title": TITLES[name], "plot": "ratios", "rows": rows})
-    report({"weights": {str(k): v for k, v in nim.weights.items()}, "sections": sections}, given.json)
+    report(
+        {"weights": {str(k): v for k, v in nim.weights.items()}, "sections": sections}, given.json
+    )
     nim.close()
     sys.stdout.flush()
     os._exit(0)  # llama.cpp's threads may still wind down

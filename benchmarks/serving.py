@@ -3,8 +3,8 @@
     python benchmarks/serving.py [--clients 200] [--wait 0.2] [--requests 2000] [--rounds 5]
                                  [--json [FILE]]
 
-A stand-in for the NIMs takes 200 ms for a chat; it embeds and ranks at once. As many requests as
-asked go through each of these, 200 at a time:
+A stand-in for the NIMs (`slow_nim.py`) takes 200 ms for a chat; it embeds and ranks at once. As
+many requests as asked go through each of these, 200 at a time:
 
 asyncio      nothing but that wait, 200 coroutines at a time: what the clock allows
 components   the steps of the `ask` pipeline, called one after the other in this process
@@ -31,16 +31,13 @@ import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import psutil
-from aiohttp import web
 from timing import Measure, Row, alternating, parser, ratio_rows, report, say, spread
 
 from capacity.load import LONGEST, Target, closed_load
@@ -54,9 +51,10 @@ from rag_service.local import LocalServices
 from rag_service.pipelines import load
 from rag_service.stores import open_store
 
+HERE = Path(__file__).parent
 DOCUMENTS = 40
 TARGET = 0.9
-START_SECONDS = 60
+START_SECONDS = 180
 LIMIT, COMPONENTS, HAYHOOKS, SERVICE = "asyncio", "components", "Hayhooks", "service"
 WRAPPER = '''import asyncio
 
@@ -78,52 +76,6 @@ ASK = '''from rag_service.query import Ask
 class PipelineWrapper(Ask):
     """Under this name."""
 '''
-
-
-# ------------------------------------------------------------------- the stand-in for the NIMs
-
-
-def nim_app(wait: float) -> web.Application:
-    """Return a server that answers by rule, a chat after `wait` seconds."""
-    models = {role: load_registry().default(role) for role in ROLES}
-    width = models["embedding"].dimensions or 768
-
-    async def ready(_: web.Request) -> web.Response:
-        return web.json_response({"ready": True})
-
-    async def listing(_: web.Request) -> web.Response:
-        return web.json_response({"data": [{"id": model.id} for model in models.values()]})
-
-    async def embed(request: web.Request) -> web.Response:
-        texts = (await request.json())["input"]
-        texts = [texts] if isinstance(texts, str) else texts
-        data = [{"index": n, "embedding": vector(text)} for n, text in enumerate(texts)]
-        return web.json_response({"data": data, "usage": {"prompt_tokens": 1, "total_tokens": 1}})
-
-    def vector(text: str) -> list[float]:
-        drawn = np.random.default_rng(zlib.crc32(text.encode())).standard_normal(width)
-        return [round(float(value), 4) for value in drawn / np.linalg.norm(drawn)]
-
-    async def rank(request: web.Request) -> web.Response:
-        count = len((await request.json())["passages"])
-        return web.json_response({"rankings": [{"index": n, "logit": -n} for n in range(count)]})
-
-    async def chat(request: web.Request) -> web.Response:
-        await asyncio.sleep(wait)
-        message = {"role": "assistant", "content": "It is so."}
-        usage = {"prompt_tokens": 1, "completion_tokens": 3, "total_tokens": 4}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        body = {"id": "x", "object": "chat.completion", "created": 0, "model": "m"}
-        return web.json_response({**body, "choices": [choice], "usage": usage})
-
-    app = web.Application(client_max_size=2**26)
-    app.router.add_get("/v1/health/ready", ready)
-    app.router.add_get("/v1/models", listing)
-    app.router.add_get("/v1/metadata", ready)
-    app.router.add_post("/v1/embeddings", embed)
-    app.router.add_post("/v1/ranking", rank)
-    app.router.add_post("/v1/chat/completions", chat)
-    return app
 
 
 @contextlib.contextmanager
@@ -226,7 +178,7 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Row]:
     nim = f"http://127.0.0.1:{port}/v1"
     os.environ["COOKBOOK_ENDPOINTS"] = "self-hosted"
     os.environ.update({f"NIM_{role.upper()}_URL": nim for role in ROLES})
-    stand_in = (sys.executable, __file__, "--nim", str(port), "--wait", str(options.wait))
+    stand_in = (sys.executable, str(HERE / "slow_nim.py"), str(port), str(options.wait))
     token = secrets.token_hex(32)
     with contextlib.ExitStack() as stack:
         ready = f"{nim}/health/ready"
@@ -305,16 +257,12 @@ def _ports(count: int) -> list[int]:
 
 
 def main() -> int:
-    """Measure and print, or be the stand-in."""
+    """Measure and print."""
     options = parser(__doc__, rounds=5)
     options.add_argument("--clients", type=int, default=200)
     options.add_argument("--wait", type=float, default=0.2, help="seconds that a chat takes")
     options.add_argument("--requests", type=int, default=2000, help="of a round; half for ask")
-    options.add_argument("--nim", type=int, metavar="PORT", help=argparse.SUPPRESS)
     given = options.parse_args()
-    if given.nim:
-        web.run_app(nim_app(given.wait), host="127.0.0.1", port=given.nim, print=None)
-        return 0
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(given, Path(folder))
     title = f"The query service under {given.clients} clients, with a NIM of {given.wait:g} s"
