@@ -44,9 +44,9 @@ from capacity.load import LONGEST, Target, closed_load
 from nim_cookbook import endpoints, indexing
 from nim_cookbook.corpus import company_files, load_company
 from nim_cookbook.errors import DataError
-from nim_cookbook.models import ROLES, load_registry
+from nim_cookbook.models import ROLES
 from rag_service import query
-from rag_service.indexer import document_embedder
+from rag_service.indexer import dimension, document_embedder
 from rag_service.local import LocalServices
 from rag_service.pipelines import load
 from rag_service.stores import open_store
@@ -185,15 +185,14 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Row]:
         stack.enter_context(child(*stand_in, ready=ready, log=folder / "nim.log"))
         api = endpoints.connect("nim", wait=START_SECONDS)
         local = stack.enter_context(LocalServices(settings={"COOKBOOK_SERVICE_TOKEN": token}))
-        width = load_registry().default("embedding").dimensions or 768
-        store = open_store(local.store_url, dimension=width)
         embedder = document_embedder(api.embedding)
+        store = open_store(local.store_url, dimension=dimension(embedder))
         files = indexing.source_files(company_files()[:DOCUMENTS])
         indexing.update(store, files, preparation=indexing.preparation(), embedder=embedder)
         service = local.start_service("app", COOKBOOK_WRAPPERS=str(wrappers))
         hayhooks = stack.enter_context(
             child(
-                *(sys.executable, "-m", "hayhooks", "run", "--pipelines-dir", str(wrappers)),
+                *(str(Path(sys.executable).with_name("hayhooks")), "run", "--pipelines-dir", str(wrappers)),
                 *("--host", "127.0.0.1", "--port", str(bare)),
                 ready=f"http://127.0.0.1:{bare}/status",
                 log=folder / "hayhooks.log",

@@ -18,7 +18,7 @@ from aiohttp import web
 from nim_cookbook.models import ROLES, load_registry
 
 MODELS = {role: load_registry().default(role) for role in ROLES}
-WIDTH = MODELS["embedding"].dimensions or 768
+WIDTH = 384  # of the vectors
 USAGE = {"prompt_tokens": 1, "completion_tokens": 3, "total_tokens": 4}
 MESSAGE = {"role": "assistant", "content": "It is so."}
 routes = web.RouteTableDef()
