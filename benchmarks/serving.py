@@ -31,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,12 @@ async def shared(work: Any, items: Sequence[Any], clients: int) -> float:  # noq
     return len(items) / (time.perf_counter() - began)
 
 
-def components(pipeline: Any, questions: Sequence[str], clients: int) -> float:  # noqa: ANN401
+async def components(
+    pipeline: Any,  # noqa: ANN401
+    questions: Sequence[str],
+    clients: int,
+    pool: ThreadPoolExecutor,
+) -> float:
     """Call the steps of the `ask` pipeline without `Pipeline`; return answers a second."""
     embedder, retriever, ranker, builder, generator = (
         pipeline.get_component(name)
@@ -160,12 +165,8 @@ def components(pipeline: Any, questions: Sequence[str], clients: int) -> float: 
         if not replies[0].text:
             raise DataError("The stand-in said nothing.")
 
-    async def all_of_them() -> float:
-        loop = asyncio.get_running_loop()
-        loop.set_default_executor(ThreadPoolExecutor(query.THREADS))
-        return await shared(answer, questions, clients)
-
-    return asyncio.run(all_of_them())
+    asyncio.get_running_loop().set_default_executor(pool)
+    return await shared(answer, questions, clients)
 
 
 def measure(options: argparse.Namespace, folder: Path) -> list[Row]:
@@ -192,7 +193,12 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Row]:
         service = local.start_service("app", COOKBOOK_WRAPPERS=str(wrappers))
         hayhooks = stack.enter_context(
             child(
-                *(str(Path(sys.executable).with_name("hayhooks")), "run", "--pipelines-dir", str(wrappers)),
+                *(
+                    str(Path(sys.executable).with_name("hayhooks")),
+                    "run",
+                    "--pipelines-dir",
+                    str(wrappers),
+                ),
                 *("--host", "127.0.0.1", "--port", str(bare)),
                 ready=f"http://127.0.0.1:{bare}/status",
                 log=folder / "hayhooks.log",
@@ -204,14 +210,21 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Row]:
             SERVICE: (service.url, psutil.Process(service.process.pid)),
         }
         pipeline = load("ask", api, store)
-        return compare(options, servers, token, pipeline)
+        # One loop for all rounds: the clients of the components keep their connections.
+        runner = stack.enter_context(asyncio.Runner())
+        pool = stack.enter_context(ThreadPoolExecutor(query.THREADS))
+
+        def called(questions: Sequence[str]) -> float:
+            return runner.run(components(pipeline, questions, options.clients, pool))
+
+        return compare(options, servers, token, called)
 
 
 def compare(
     options: argparse.Namespace,
     servers: dict[str, tuple[str, psutil.Process]],
     token: str,
-    pipeline: Any,  # noqa: ANN401
+    called: Callable[[Sequence[str]], float],
 ) -> list[Row]:
     """Measure both pipelines in turns."""
     asked = [query.question for query in load_company().split("dev")]
@@ -229,9 +242,8 @@ def compare(
             LIMIT: lambda waits=waits: asyncio.run(shared(asyncio.sleep, waits, options.clients))
         }
         if name == "ask":
-            measures[COMPONENTS] = lambda asked=questions: components(
-                pipeline, asked, options.clients
-            )
+            called(questions[: options.clients])  # clients connect at their first call
+            measures[COMPONENTS] = lambda questions=questions: called(questions)
         say(f"  {name}, {options.clients} clients, {count} requests")
         rates = alternating({**measures, **loaded}, options.rounds)
         case = {"pipeline": name, "clients": options.clients, "wait": f"{options.wait:g} s"}
