@@ -19,6 +19,9 @@ PYTEST_ARGS ?=
 
 # With arguments of one's own, a phase may have none of the tests that they name.
 NONE = $(if $(PYTEST_ARGS),|| test $$? -eq 5)
+# Options for the benchmarks' page (`make bench BENCH_ARGS=--quick`).
+BENCH_ARGS ?=
+
 # Whether tests marked `long` run as well.
 LONG ?=
 
@@ -107,8 +110,8 @@ screenshot: setup-dev ## Drive the chat page in Chromium and keep its picture fo
 pipelines: setup ## Write the served pipelines to deploy/pipelines
 	@$(BIN)/python -m rag_service.pipelines
 
-bench: setup ## Measure what the endpoints cost, as ratios within one run
-	@$(if $(PORT_BASE),COOKBOOK_PORT_BASE=$(PORT_BASE)) $(BIN)/python benchmarks/endpoints.py
+bench: setup ## Write one page on load, speed and growth (BENCH_ARGS=--quick, --full)
+	@$(if $(PORT_BASE),COOKBOOK_PORT_BASE=$(PORT_BASE)) $(BIN)/python benchmarks/page.py $(BENCH_ARGS)
 
 images: ## Build the three container images
 	@for target in service chat local; do \

@@ -1,12 +1,18 @@
-"""What the benchmarks share: how long a call takes, and how several of them spread."""
+"""What the benchmarks share: how long a call takes, paired rounds, and how they are told."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+#: One measurement: what it does is bounded by a count, and it returns how many a second.
+Measure = Callable[[], float]
+Row = dict[str, object]
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -16,7 +22,7 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def spread(values: list[float]) -> dict[str, float]:
+def spread(values: Sequence[float]) -> dict[str, float]:
     """Return minimum, median and maximum."""
     return {
         "min": round(min(values), 3),
@@ -25,9 +31,66 @@ def spread(values: list[float]) -> dict[str, float]:
     }
 
 
-def report(results: Mapping[str, object], path: Path | None) -> None:
+def alternating(measures: Mapping[str, Measure], rounds: int) -> dict[str, list[float]]:
+    """Take each measure once a round; every other round goes backwards.
+
+    So a machine that slows down, or gets warm, favours none of them.
+    """
+    rates: dict[str, list[float]] = {name: [] for name in measures}
+    for number in range(rounds):
+        for name in list(measures)[:: 1 if number % 2 == 0 else -1]:
+            rates[name].append(measures[name]())
+    return rates
+
+
+def ratio_rows(
+    case: Mapping[str, object],
+    rates: Mapping[str, Sequence[float]],
+    ours: str,
+    targets: Mapping[str, float | None],
+) -> list[Row]:
+    """Return a row for each of the others: the ratios of the pairs of rounds.
+
+    Args:
+        case: What was measured, in columns that all rows share.
+        rates: From `alternating`.
+        ours: Whose rate is divided by that of the others.
+        targets: The least median that is wanted, by the other's name; None for none.
+    """
+    return [
+        {
+            **case,
+            "what": ours,
+            "against": other,
+            "what/s": spread(rates[ours]),
+            "against/s": spread(rates[other]),
+            "ratio": spread([a / b for a, b in zip(rates[ours], rates[other], strict=True)]),
+            "target": target,
+        }
+        for other, target in targets.items()
+    ]
+
+
+def say(text: str) -> None:
+    """Show progress, apart from the results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def parser(text: str | None, rounds: int) -> argparse.ArgumentParser:
+    """Return a parser with the options that parts of the page have."""
+    made = argparse.ArgumentParser(
+        description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--rounds", type=int, default=rounds)
+    made.add_argument(
+        "--json", nargs="?", type=Path, metavar="FILE", help="print JSON; write it to FILE as well"
+    )
+    return made
+
+
+def report(results: Mapping[str, object], path: Path | None = None) -> None:
     """Print results as JSON, and write them to a file if one is wanted."""
     text = json.dumps(results, indent=2)
-    print(text)
+    print(text, flush=True)
     if path:
         path.write_text(text + "\n", encoding="utf-8")

@@ -14,8 +14,11 @@ from pathlib import Path
 import httpx
 import pytest
 import requests
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from haystack import Document
 from haystack_integrations.document_stores.qdrant import QdrantDocumentStore
+from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from qdrant_client.http.exceptions import UnexpectedResponse
 
 from nim_cookbook.errors import (
@@ -26,6 +29,7 @@ from nim_cookbook.errors import (
     PortInUseError,
 )
 from rag_service import indexer, queue, watch
+from rag_service.app import _stop_tracing_requests
 from rag_service.counting import Count, expose
 from rag_service.files import FileStore, StoredFile
 from rag_service.local import LocalServices, Nats
@@ -491,3 +495,29 @@ async def test_the_watcher_outlives_a_fault_of_the_file_store(tmp_path):
     queue, said = await followed(tmp_path, [OSError("no space left")] * 5)
     assert said == ["no space left", "a.txt: sent"]
     assert [job.document for job in queue.jobs] == ["a.txt"]
+
+
+def test_without_a_collector_requests_are_not_traced():
+    app = FastAPI()
+    app.add_api_route("/", lambda: "here")
+    FastAPIInstrumentor.instrument_app(app)
+    _stop_tracing_requests(app)
+    seen = []
+
+    class Seen:
+        def __init__(self, inner):
+            self.inner = inner
+
+        async def __call__(self, scope, receive, send):
+            seen.append(scope["type"])
+            await self.inner(scope, receive, send)
+
+    app.add_middleware(Seen)  # more can be put in after it
+    assert TestClient(app).get("/").json() == "here"
+    assert seen == ["http"]
+    layer, names = app.middleware_stack, []
+    while layer is not None:
+        names.append(type(layer).__name__)
+        layer = getattr(layer, "app", getattr(layer, "inner", None))
+    assert "Seen" in names
+    assert "OpenTelemetryMiddleware" not in names

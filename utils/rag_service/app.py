@@ -42,6 +42,9 @@ from rag_service.settings import OTLP, ServingSettings, service_token
 HOST, PORT = "127.0.0.1", 1416
 #: The folder of Hayhooks pipeline wrappers, if not the package's.
 WRAPPERS = "COOKBOOK_WRAPPERS"
+#: Hayhooks' own variable: least level that it writes. At `INFO`, three lines a request are a fifth
+#: of the work, and one of them holds the question.
+LOG_LEVEL = "HAYHOOKS_LOG_LEVEL"
 #: Seconds that open requests have to end when the service is told to stop.
 GRACE = 20
 _TRACING = (
@@ -58,6 +61,7 @@ def create() -> FastAPI:
         CookbookError: A setting, an endpoint or the store is missing.
         RuntimeError: Hayhooks would serve a route that deploys.
     """
+    os.environ.setdefault(LOG_LEVEL, "WARNING")  # read when Hayhooks is imported
     from rag_service.guard import BearerAuthMiddleware
     from rag_service.health import Readiness, live
     from rag_service.metrics import Measure, show
@@ -121,6 +125,9 @@ def _hayhooks(settings: ServingSettings) -> FastAPI:
     hayhooks.durable_mode = True  # no deploy routes
     hayhooks.monitoring_enabled = hayhooks.tracing_enabled = False  # the local dashboard
     hayhooks.chainlit_enabled = False  # the chat page is a service of its own
+    # Hayhooks mirrors each span for that dashboard, whether there is one or not.
+    hayhooks.tracing_include_haystack_spans = False
+    hayhooks.tracing_buffer_capacity = 1
     hayhooks.tracing_include_payload_values = False
     hayhooks.cors_allow_origins = list(settings.origins)
     hayhooks.cors_allow_origin_regex = None
@@ -129,12 +136,26 @@ def _hayhooks(settings: ServingSettings) -> FastAPI:
     hayhooks.cors_allow_credentials = False
     try:
         app: FastAPI = create_app()
-        return app
     except Exception as error:
         for cause in causes(error):  # Hayhooks wraps what a wrapper's setup raised
             if isinstance(cause, CookbookError):
                 raise cause from None
         raise
+    if not settings.collector:
+        _stop_tracing_requests(app)
+    return app
+
+
+def _stop_tracing_requests(app: FastAPI) -> None:
+    """Take OpenTelemetry out again, which Hayhooks puts in wherever it is installed.
+
+    Without a collector its spans go nowhere, and are a quarter of the work of a request.
+    """
+    if _installed("opentelemetry.instrumentation.fastapi"):
+        from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+
+        FastAPIInstrumentor.uninstrument_app(app)
+        app.middleware_stack = None  # built by that call, and there is more to be put in
 
 
 def _check_tracing() -> None:
@@ -206,8 +227,10 @@ def _serve(options: argparse.Namespace, folder: str) -> None:
         "http": ImpatientProtocol,
         "timeout_graceful_shutdown": GRACE,
         "log_config": None,
+        "access_log": False,  # /metrics counts
         "server_header": False,
     }
+    print(f"The query service listens on http://{options.host}:{options.port}.", file=sys.stderr)
     if options.workers == 1:
         uvicorn.run(create(), **common)
         return

@@ -131,9 +131,9 @@ def embedding_retriever(store: DocumentStore, top_k: int = 10) -> Retriever:
     """
     shared: Any = store
     if type(store).__name__ == "PgvectorDocumentStore":
-        from haystack_integrations.components.retrievers.pgvector import PgvectorEmbeddingRetriever
+        from rag_service.pgvector import LeanEmbeddingRetriever
 
-        return PgvectorEmbeddingRetriever(document_store=shared, top_k=top_k)
+        return LeanEmbeddingRetriever(document_store=shared, top_k=top_k)
     from haystack_integrations.components.retrievers.qdrant import QdrantEmbeddingRetriever
 
     return QdrantEmbeddingRetriever(document_store=shared, top_k=top_k)
