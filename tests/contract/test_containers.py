@@ -202,7 +202,7 @@ def test_everything_stops_at_once(compose: Compose) -> None:
         assert said["State"]["ExitCode"] in (0, 143), (said["Name"], said["State"], compose.logs())
 
 
-# ---------------------------------------------------------------------------- the chart's containers
+# --------------------------------------------------------------------------- the chart's containers
 
 NAME = f"{chart.RELEASE}-nim-rag-cookbook"
 NETWORK = "cookbook-chart-test"
@@ -219,25 +219,25 @@ RENDERED: dict[str, tuple[str | None, dict[str, Any]]] = {
 OWN_SECRETS = {"NVIDIA_API_KEY": "nvapi-fake-key-for-tests"}
 
 
+def secret(objects: chart.Manifests, name: str) -> dict[str, str]:
+    """Return what a Secret holds; `OWN_SECRETS` for one that is not the chart's."""
+    for one in objects:
+        if (one.kind, one.name) == ("Secret", name):
+            return {key: base64.b64decode(text).decode() for key, text in one.data["data"].items()}
+    return OWN_SECRETS
+
+
 def environment_of(objects: chart.Manifests, container: dict[str, Any]) -> dict[str, str]:
     """Return a container's variables, with what ConfigMaps and Secrets hold."""
-
-    def held(kind: str, name: str) -> dict[str, str]:
-        found = [one.data["data"] for one in objects if (one.kind, one.name) == (kind, name)]
-        if kind == "ConfigMap" or not found:
-            return found[0] if found else OWN_SECRETS
-        return {key: base64.b64decode(value).decode() for key, value in found[0].items()}
-
     made: dict[str, str] = {}
-    for source in container.get("envFrom", ()):
-        for kind, reference in source.items():
-            made |= held({"configMapRef": "ConfigMap", "secretRef": "Secret"}[kind], **reference)
+    for source in container.get("envFrom", ()):  # no values file names a Secret there
+        made |= objects.one("ConfigMap", source["configMapRef"]["name"]).data["data"]
     for entry in container.get("env", ()):
         if "value" in entry:
             made[entry["name"]] = entry["value"]
         else:
             reference = entry["valueFrom"]["secretKeyRef"]
-            made[entry["name"]] = held("Secret", reference["name"])[reference["key"]]
+            made[entry["name"]] = secret(objects, reference["name"])[reference["key"]]
     return made
 
 
@@ -258,7 +258,8 @@ def restrictions(pod: dict[str, Any]) -> list[str]:
 def mounts(objects: chart.Manifests, pod: dict[str, Any], folder: Path) -> list[str]:
     """Return a pod's volumes as options of the engine.
 
-    Claims are memory that belongs to the pod's group, as after `fsGroup`.
+    Claims are memory too, and all belong to the pod's user: the engine gives them the mode of the
+    folder below, so that what `fsGroup` does for a group cannot be had.
 
     Args:
         objects: The rendering.
@@ -278,9 +279,8 @@ def mounts(objects: chart.Manifests, pod: dict[str, Any], folder: Path) -> list[
             options += ["--volume", f"{place}:{mount['mountPath']}:ro"]
         else:
             size = volume.get("emptyDir", {}).get("sizeLimit", "1Gi").removesuffix("i").lower()
-            mode = 2777 if "emptyDir" in volume else 2775
-            group = pod["securityContext"]["fsGroup"]
-            held = f"exec,size={size},mode={mode},gid={group}"
+            owner = pod["securityContext"]
+            held = f"exec,size={size},uid={owner['runAsUser']},gid={owner['fsGroup']}"
             options += ["--tmpfs", f"{mount['mountPath']}:{held}"]
     return options
 
@@ -386,20 +386,21 @@ def backends(
 
 
 def in_place_of_what_is_not_here(values: str, objects: chart.Manifests) -> dict[str, str]:
-    """Return addresses of the backends for those that only a cluster or the internet has."""
+    """Return the backends' addresses and keys for those that only a cluster or NVIDIA has."""
     if values == "postgres":
         return {}
-    password = base64.b64decode(objects.one("Secret", "postgres").data["data"]["POSTGRES_PASSWORD"])
+    password = secret(objects, f"{NAME}-postgres")["POSTGRES_PASSWORD"]
+    key = secret(objects, f"{NAME}-local-nims")["COOKBOOK_LOCAL_KEY"]
     models = f"http://{NAME}-local-nims"
-    held = {
-        "COOKBOOK_STORE_URL": f"postgresql://cookbook:{password.decode()}@{NAME}-postgres/cookbook"
-    }
-    if values == "gpu":
-        for number, role in enumerate(("CHAT", "EMBEDDING", "RERANKING")):
-            held[f"NIM_{role}_URL"] = f"{models}:{8000 + number}/v1"
-    elif values != "local":  # of the API catalog a start needs the embedding model alone
-        held["NVIDIA_EMBEDDINGS_URL"] = f"{models}:8001/v1"
-    return held
+    store = {"COOKBOOK_STORE_URL": f"postgresql://cookbook:{password}@{NAME}-postgres/cookbook"}
+    if values in ("values", "hosted"):  # of the catalog a start needs the embedding model alone
+        moved = {"NVIDIA_EMBEDDINGS_URL": f"{models}:8001/v1", "NVIDIA_EMBEDDINGS_KEY": key}
+    else:
+        moved = {
+            f"NIM_{role}_URL": f"{models}:{8000 + number}/v1"
+            for number, role in enumerate(("CHAT", "EMBEDDING", "RERANKING"))
+        } | {"NIM_API_KEY": key}
+    return store | moved
 
 
 @pytest.mark.parametrize("part", ["query", "indexer", "chat"])
