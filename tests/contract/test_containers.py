@@ -336,9 +336,12 @@ class Running:
         subprocess.run(["docker", "rm", "--force", "--volumes", self.name], capture_output=True)
 
     def state(self) -> dict[str, Any]:
-        (said,) = json.loads(docker("inspect", self.name).stdout)
-        state: dict[str, Any] = said["State"]
+        state: dict[str, Any] = self._said()["State"]
         return state
+
+    def _said(self) -> dict[str, Any]:
+        (said,) = json.loads(docker("inspect", self.name).stdout)
+        return dict(said)
 
     def logs(self) -> str:
         done = docker("logs", "--tail", "40", self.name)
@@ -348,12 +351,13 @@ class Running:
         if "exec" in probe:
             command = ["docker", "exec", self.name, *probe["exec"]["command"]]
             return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
-        with contextlib.suppress(httpx.TransportError):
-            asked = probe["httpGet"]
-            said = docker("port", self.name, str(self.ports[asked["port"]])).stdout.split()
-            answer = httpx.get(f"http://{said[0]}{asked['path']}", trust_env=False, timeout=10)
-            return 200 <= answer.status_code < 400
-        return False
+        asked = probe["httpGet"]
+        published = self._said()["NetworkSettings"]["Ports"]
+        for place in published.get(f"{self.ports[asked['port']]}/tcp") or ():
+            url = f"http://{place['HostIp']}:{place['HostPort']}{asked['path']}"
+            with contextlib.suppress(httpx.TransportError):
+                return 200 <= httpx.get(url, trust_env=False, timeout=10).status_code < 400
+        return False  # nothing is published of one that has ended
 
 
 @pytest.fixture(scope="module")
