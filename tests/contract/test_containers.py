@@ -1,4 +1,7 @@
-"""The images and the Compose file in a container engine: built, asked, uploaded to, stopped.
+"""The images, the Compose file and the chart's pods in a container engine.
+
+The Compose file is brought up, asked, uploaded to and stopped. Of the chart, each container is run
+with the command, the environment and the restrictions of its pod.
 
 Where no registry of images can be reached, `tools/offline_engine.sh` makes the engine and the base
 images. The store is PostgreSQL with pgvector, which can be had everywhere.
@@ -6,13 +9,14 @@ images. The store is PostgreSQL with pgvector, which can be had everywhere.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
 import subprocess
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ import httpx
 import pytest
 
 from nim_cookbook.data import data_path
+from rag_service import chart
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "deploy" / "compose.yaml"
@@ -195,3 +200,235 @@ def test_everything_stops_at_once(compose: Compose) -> None:
     for container in compose("ps", "-aq").stdout.split():
         (said,) = json.loads(docker("inspect", container).stdout)
         assert said["State"]["ExitCode"] in (0, 143), (said["Name"], said["State"], compose.logs())
+
+
+# --------------------------------------------------------------------------- the chart's containers
+
+NAME = f"{chart.RELEASE}-nim-rag-cookbook"
+NETWORK = "cookbook-chart-test"
+#: Values of which the chart is rendered: its own, each of its files, and the other store.
+RENDERED: dict[str, tuple[str | None, dict[str, Any]]] = {
+    "values": (None, {}),
+    **{
+        file.stem.removeprefix("values-"): (file.stem.removeprefix("values-"), {})
+        for file in sorted(chart.chart_dir().glob("values-*.yaml"))
+    },
+    "postgres": ("local", {"store": {"kind": "postgres"}}),
+}
+#: Keys in Secrets that the reader of a values file creates.
+OWN_SECRETS = {"NVIDIA_API_KEY": "nvapi-fake-key-for-tests"}
+
+
+def secret(objects: chart.Manifests, name: str) -> dict[str, str]:
+    """Return what a Secret holds; `OWN_SECRETS` for one that is not the chart's."""
+    for one in objects:
+        if (one.kind, one.name) == ("Secret", name):
+            return {key: base64.b64decode(text).decode() for key, text in one.data["data"].items()}
+    return OWN_SECRETS
+
+
+def environment_of(objects: chart.Manifests, container: dict[str, Any]) -> dict[str, str]:
+    """Return a container's variables, with what ConfigMaps and Secrets hold."""
+    made: dict[str, str] = {}
+    for source in container.get("envFrom", ()):  # no values file names a Secret there
+        made |= objects.one("ConfigMap", source["configMapRef"]["name"]).data["data"]
+    for entry in container.get("env", ()):
+        if "value" in entry:
+            made[entry["name"]] = entry["value"]
+        else:
+            reference = entry["valueFrom"]["secretKeyRef"]
+            made[entry["name"]] = secret(objects, reference["name"])[reference["key"]]
+    return made
+
+
+def restrictions(pod: dict[str, Any]) -> list[str]:
+    """Return a pod's security context, and its first container's, as options of the engine."""
+    container = pod["containers"][0]
+    context = pod["securityContext"] | container["securityContext"]
+    assert context["runAsNonRoot"] and not context["allowPrivilegeEscalation"]
+    return [
+        *("--user", f"{context['runAsUser']}:{context['runAsGroup']}"),
+        *(["--read-only"] if context["readOnlyRootFilesystem"] else []),
+        *(f"--cap-drop={name}" for name in context["capabilities"]["drop"]),
+        *("--security-opt", "no-new-privileges"),
+        *("--memory", container["resources"]["limits"]["memory"].removesuffix("i").lower()),
+    ]
+
+
+def mounts(objects: chart.Manifests, pod: dict[str, Any], folder: Path) -> list[str]:
+    """Return a pod's volumes as options of the engine.
+
+    Claims are memory too, and all belong to the pod's user: the engine gives them the mode of the
+    folder below, so that what `fsGroup` does for a group cannot be had.
+
+    Args:
+        objects: The rendering.
+        pod: Its specification.
+        folder: Where files of ConfigMaps are written to.
+    """
+    volumes = {one["name"]: one for one in pod.get("volumes", ())}
+    options = []
+    for mount in pod["containers"][0].get("volumeMounts", ()):
+        volume = volumes.get(mount["name"], {})
+        if "configMap" in volume:
+            files = objects.one("ConfigMap", volume["configMap"]["name"]).data["data"]
+            place = folder / mount["name"]
+            place.mkdir(mode=0o755)
+            for name, text in files.items():
+                (place / name).write_text(text, encoding="utf-8")
+            options += ["--volume", f"{place}:{mount['mountPath']}:ro"]
+        else:
+            size = volume.get("emptyDir", {}).get("sizeLimit", "1Gi").removesuffix("i").lower()
+            owner = pod["securityContext"]
+            held = f"exec,size={size},uid={owner['runAsUser']},gid={owner['fsGroup']}"
+            options += ["--tmpfs", f"{mount['mountPath']}:{held}"]
+    return options
+
+
+class Running:
+    """The container of a pod of the chart, on the test's network."""
+
+    def __init__(
+        self,
+        objects: chart.Manifests,
+        part: str,
+        folder: Path,
+        *options: str,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        (found,) = [
+            one
+            for one in objects
+            if one.kind in ("Deployment", "StatefulSet") and one.name == f"{NAME}-{part}"
+        ]
+        self.pod = found.data["spec"]["template"]["spec"]
+        (self.container,) = self.pod["containers"]
+        assert "command" not in self.container  # it would take the entry point's place
+        environment = environment_of(objects, self.container) | dict(variables or {})
+        self.ports = {port["name"]: port["containerPort"] for port in self.container["ports"]}
+        self.name = f"{NETWORK}-{part}"
+        self.remove()
+        docker(
+            *("run", "--detach", "--name", self.name, "--network", NETWORK),
+            *restrictions(self.pod),
+            *mounts(objects, self.pod, folder),
+            *(f"--env={name}={value}" for name, value in environment.items()),
+            *(f"--publish=127.0.0.1::{port}" for port in self.ports.values()),
+            *options,
+            self.container["image"],
+            *self.container.get("args", ()),
+        )
+
+    def until(self, probe: str, seconds: float = 300) -> None:
+        """Wait until a probe is answered."""
+        limit = time.monotonic() + seconds
+        while not self._answers(self.container[probe]):
+            assert self.state()["Running"], (self.state(), self.logs())
+            assert time.monotonic() < limit, self.logs()
+            time.sleep(1)
+
+    def stop(self) -> None:
+        """Tell it to stop: it must end by itself within its grace, and not by a crash."""
+        docker("stop", "--time", str(self.pod["terminationGracePeriodSeconds"]), self.name)
+        assert self.state()["ExitCode"] in (0, 143), (self.state(), self.logs())
+
+    def remove(self) -> None:
+        subprocess.run(["docker", "rm", "--force", "--volumes", self.name], capture_output=True)
+
+    def state(self) -> dict[str, Any]:
+        state: dict[str, Any] = self._said()["State"]
+        return state
+
+    def _said(self) -> dict[str, Any]:
+        (said,) = json.loads(docker("inspect", self.name).stdout)
+        return dict(said)
+
+    def logs(self) -> str:
+        done = docker("logs", "--tail", "40", self.name)
+        return f"{done.stdout}{done.stderr}"[-4000:]
+
+    def _answers(self, probe: dict[str, Any]) -> bool:
+        if "exec" in probe:
+            command = ["docker", "exec", self.name, *probe["exec"]["command"]]
+            return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
+        asked = probe["httpGet"]
+        published = self._said()["NetworkSettings"]["Ports"]
+        for place in published.get(f"{self.ports[asked['port']]}/tcp") or ():
+            url = f"http://{place['HostIp']}:{place['HostPort']}{asked['path']}"
+            with contextlib.suppress(httpx.TransportError):
+                return 200 <= httpx.get(url, trust_env=False, timeout=10).status_code < 400
+        return False  # nothing is published of one that has ended
+
+
+@pytest.fixture(scope="module")
+def backends(
+    images: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[chart.Manifests, dict[str, Running]]]:
+    """Queue, store and models of one rendering, under the names of their Services."""
+    from nim_cookbook.local import cache_dir
+
+    values, overrides = RENDERED["postgres"]
+    objects = chart.render(values, overrides=overrides)
+    weights = f"{cache_dir() / 'weights'}:/cache/weights:ro"  # so that nothing is fetched again
+    running: dict[str, Running] = {}
+    subprocess.run(["docker", "network", "rm", NETWORK], capture_output=True)
+    docker("network", "create", NETWORK)
+    try:
+        for part in ("nats", "postgres", "local-nims"):
+            folder = tmp_path_factory.mktemp(part)
+            options = ["--network-alias", f"{NAME}-{part}"]
+            if part == "local-nims":
+                options += ["--volume", weights]
+            running[part] = Running(objects, part, folder, *options)
+        for one in running.values():
+            one.until("startupProbe", 600)
+        yield objects, running
+    finally:
+        for one in running.values():
+            one.remove()
+        docker("network", "rm", NETWORK)
+
+
+def in_place_of_what_is_not_here(values: str, objects: chart.Manifests) -> dict[str, str]:
+    """Return the backends' addresses and keys for those that only a cluster or NVIDIA has."""
+    if values == "postgres":
+        return {}
+    password = secret(objects, f"{NAME}-postgres")["POSTGRES_PASSWORD"]
+    key = secret(objects, f"{NAME}-local-nims")["COOKBOOK_LOCAL_KEY"]
+    models = f"http://{NAME}-local-nims"
+    store = {"COOKBOOK_STORE_URL": f"postgresql://cookbook:{password}@{NAME}-postgres/cookbook"}
+    if values in ("values", "hosted"):  # of the catalog a start needs the embedding model alone
+        moved = {"NVIDIA_EMBEDDINGS_URL": f"{models}:8001/v1", "NVIDIA_EMBEDDINGS_KEY": key}
+    else:
+        moved = {
+            f"NIM_{role}_URL": f"{models}:{8000 + number}/v1"
+            for number, role in enumerate(("CHAT", "EMBEDDING", "RERANKING"))
+        } | {"NIM_API_KEY": key}
+    return store | moved
+
+
+@pytest.mark.parametrize("part", ["query", "indexer", "chat"])
+@pytest.mark.parametrize("values", RENDERED)
+def test_a_container_of_the_chart_starts_and_stops(
+    backends: tuple[chart.Manifests, dict[str, Running]], values: str, part: str, tmp_path: Path
+) -> None:
+    name, overrides = RENDERED[values]
+    objects = backends[0] if values == "postgres" else chart.render(name, overrides=overrides)
+    variables = in_place_of_what_is_not_here(values, backends[0])
+    running = Running(objects, part, tmp_path, variables=variables)
+    try:
+        running.until("startupProbe")
+        if (
+            part == "query" and "NVIDIA_EMBEDDINGS_URL" not in variables
+        ):  # all that it needs is here
+            running.until("readinessProbe", 60)
+        running.stop()
+    finally:
+        running.remove()
+
+
+def test_queue_store_and_models_of_the_chart_stop(
+    backends: tuple[chart.Manifests, dict[str, Running]],
+) -> None:
+    for one in backends[1].values():
+        one.stop()

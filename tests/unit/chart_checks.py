@@ -72,8 +72,8 @@ FURTHER: dict[str, Object] = {
             "urls": {role: f"https://{role}.example.com/v1" for role in ROLES},
         },
         "auth": {"existingSecret": "our-token", "tokenKey": "token"},
-        "qdrant": {"enabled": False, "existingSecret": "qdrant-key"},
-        "store": {"url": "https://qdrant.example.com:6333"},
+        "qdrant": {"existingSecret": "qdrant-key"},
+        "store": {"kind": "external", "url": "https://qdrant.example.com:6333"},
         "nats": {"enabled": False},
         "queue": {"existingSecret": "nats-url", "monitoring": "nats.example.com:8222"},
         "files": {"url": "s3://bucket/files", "existingSecret": "s3-keys"},
@@ -97,6 +97,11 @@ FURTHER: dict[str, Object] = {
         },
         "fullnameOverride": NAME,
         "metrics": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
+    },
+    "postgres": {
+        "store": {"kind": "postgres"},
+        "postgres": {"disruptionBudget": True, "nodeSelector": {"disk": "fast"}},
+        "metrics": {"serviceMonitor": {"enabled": True}, "rules": {"enabled": True}},
     },
 }
 FILES_OF_VALUES = ("local", "hosted", "gpu")
@@ -402,7 +407,8 @@ def check_security(objects: Objects) -> None:
 
 
 SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")
-SECRET_VALUE = re.compile(r"nvapi-|://[^/\s]*@|-----BEGIN|[A-Za-z0-9+/]{60,}")
+# The name of PostgreSQL's user is no secret.
+SECRET_VALUE = re.compile(r"nvapi-|://(?!cookbook@)[^/\s]*@|-----BEGIN|[A-Za-z0-9+/]{60,}")
 
 
 def check_secrets(objects: Objects) -> None:
@@ -495,6 +501,7 @@ WORKING = ("query", "indexer", "setup")
 #: Sources, targets and ports that must be open, where both are part of a rendering.
 NEEDED = (
     (WORKING, ("qdrant",), (6333,)),
+    (WORKING, ("postgres",), (5432,)),
     (WORKING, ("nats",), (4222,)),
     (WORKING, (INTERNET,), (443,)),
     (WORKING, ("nim-chat", "nim-embedding", "nim-reranking"), (8000,)),
@@ -517,6 +524,13 @@ SHUT = (
     ("namespace:keda", "nats", 4222),
     ("namespace:other", "query", app.PORT),
     ("namespace:other", "qdrant", 6333),
+    ("chat", "postgres", 5432),
+    ("nats", "postgres", 5432),
+    ("test", "postgres", 5432),
+    ("namespace:other", "postgres", 5432),
+    ("namespace:monitoring", "postgres", 5432),
+    ("postgres", INTERNET, 443),
+    ("postgres", "nats", 4222),
     ("namespace:other", "nats", 8222),
     ("test", "nats", 4222),
 )

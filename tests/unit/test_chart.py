@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import importlib.util
 import json
 import re
@@ -10,11 +11,12 @@ import shutil
 import subprocess
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -25,6 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rag_service import compose, counting, metrics, settings
 from rag_service.local import nats_server
 from rag_service.settings import QDRANT_KEY
+from rag_service.stores import store_kind
 from tests.http_server import listening
 from tests.unit.chart_checks import (
     CHART,
@@ -39,13 +42,17 @@ from tests.unit.chart_checks import (
     ROLES,
     ROOT,
     SETS,
+    WORKING,
     Object,
+    Objects,
     check_crds,
     check_schemas,
+    component,
     components,
     environment,
     find,
     helm,
+    kubernetes_validate,
     mounted_files,
     objects_in,
     of_kind,
@@ -108,10 +115,17 @@ REFUSED: list[tuple[Object, str]] = [
     ({"endpoints": {"mode": "self-hosted"}}, "set endpoints.urls.chat"),
     ({"nims": {"enabled": True}}, "nobody would ask"),
     ({"nims": {"enabled": True}, "localNims": {"enabled": True}}, "choose one"),
-    ({"qdrant": {"enabled": False}}, "there is no store"),
+    ({"store": {"kind": "milvus"}}, "kind"),
+    ({"store": {"kind": "external"}}, "there is no store"),
     ({"qdrant": {"replicas": 1}}, "larger than qdrant.replicas"),
     ({"qdrant": {"snapshots": {"size": "79Gi"}}}, "(keep + 1) x qdrant.persistence.size, 80Gi"),
     ({"store": {"url": "https://qdrant.example.com"}}, "two stores"),
+    ({"store": {"kind": "postgres", "existingSecret": "store-url"}}, "two stores"),
+    (
+        {"store": {"kind": "postgres"}, "qdrant": {"existingSecret": "key"}},
+        "store.kind is postgres",
+    ),
+    ({"postgres": {"existingSecret": "password"}}, "store.kind is qdrant"),
     ({"store": {"url": "postgresql://cookbook:word@db/x"}}, "url"),
     ({"nats": {"enabled": False}}, "there is no queue"),
     ({"queue": {"url": "nats://nats.example.com:4222"}}, "two queues"),
@@ -200,6 +214,113 @@ def test_a_new_version_of_the_chart_alone_restarts_nothing(tmp_path: Path) -> No
     assert f'version = "{yaml.safe_load(text)["appVersion"]}"' in package
 
 
+# --------------------------------------------------------------------- PostgreSQL instead of Qdrant
+
+
+def test_postgresql_takes_the_place_of_everything_of_qdrant() -> None:
+    objects = rendered("postgres")
+    assert "qdrant" not in json.dumps([one for one in objects if one["kind"] != "ConfigMap"])
+    parts = components(objects)
+    assert "snapshots" not in parts and not any("initContainers" in s for s in parts.values())
+    (server,) = parts["postgres"]["containers"]
+    has = environment(objects, server)
+    # The root file system is read-only; its data are in a folder of its own, which it may close.
+    assert {mount["mountPath"] for mount in server["volumeMounts"]} == {
+        "/tmp",
+        "/var/run/postgresql",
+        (has["PGDATA"] or "").removesuffix("/pgdata"),
+    }
+    url = urlsplit(find(objects, "ConfigMap", "settings")["data"][settings.STORE_URL])
+    assert store_kind(url.geturl()) == "pgvector"
+    service = find(objects, "Service", "postgres")
+    assert (url.hostname, url.port) == (service["metadata"]["name"], 5432)
+    wanted = (has["POSTGRES_USER"], None, f"/{has['POSTGRES_DB']}")
+    assert (url.username, url.password, url.path) == wanted
+
+
+@pytest.mark.parametrize("secret", ["", "our-password"])
+def test_server_and_services_take_one_password_from_a_secret(secret: str) -> None:
+    given = {"store": {"kind": "postgres"}, "postgres": {"existingSecret": secret}}
+    objects = objects_in(templated(given))
+    made = [one["metadata"] for one in of_kind(objects, "Secret") if "postgres" in str(one)]
+    assert [one["name"] for one in made] == ([] if secret else [f"{NAME}-postgres"])
+    # The volume stays when the release goes; so must the password of the database in it.
+    assert all(one["annotations"] == {"helm.sh/resource-policy": "keep"} for one in made)
+    wanted = {"name": secret or f"{NAME}-postgres", "key": "POSTGRES_PASSWORD"}
+    held = {part: component(objects, part)["env"] for part in ("postgres", *WORKING)}
+    for part, env in held.items():
+        variable = "POSTGRES_PASSWORD" if part == "postgres" else "PGPASSWORD"
+        (entry,) = [one for one in env if one["name"] == variable]
+        assert entry["valueFrom"]["secretKeyRef"] == wanted, part
+
+
+def container_of(objects: Objects, name: str) -> Object:
+    """Return a component's container in the objects themselves, to be changed."""
+    found: Object = components(objects)[name]["containers"][0]
+    return found
+
+
+def plain_password(objects: Objects) -> None:
+    env = container_of(objects, "postgres")["env"]
+    env[:] = [one for one in env if "value" in one]
+    env.append({"name": "POSTGRES_PASSWORD", "value": "word"})
+
+
+def password_in_the_settings(objects: Objects) -> None:
+    url = "postgresql://cookbook:word@store/cookbook"
+    find(objects, "ConfigMap", "settings")["data"][settings.STORE_URL] = url
+
+
+def writable_root(objects: Objects) -> None:
+    container_of(objects, "postgres")["securityContext"]["readOnlyRootFilesystem"] = False
+
+
+def no_probe(objects: Objects) -> None:
+    del container_of(objects, "postgres")["startupProbe"]
+
+
+def no_secret(objects: Objects) -> None:
+    objects.remove(find(objects, "Secret", "postgres"))
+
+
+def wrong_port(objects: Objects) -> None:
+    find(objects, "Service", "postgres")["spec"]["ports"][0]["targetPort"] = "http"
+
+
+def open_to_all(objects: Objects) -> None:
+    del find(objects, "NetworkPolicy", "postgres")["spec"]["ingress"][0]["from"]
+
+
+def shut_to_the_indexer(objects: Objects) -> None:
+    del find(objects, "NetworkPolicy", "postgres")["spec"]["ingress"][0]["from"][1]
+
+
+def unknown_field(objects: Objects) -> None:
+    container_of(objects, "postgres")["readinessProbe"]["exec"]["args"] = ["-q"]
+
+
+@pytest.mark.parametrize(
+    ("check", "spoil"),
+    [
+        ("secrets", plain_password),
+        ("secrets", password_in_the_settings),
+        ("security", writable_root),
+        ("security", no_probe),
+        ("references", no_secret),
+        ("wiring", wrong_port),
+        ("network", open_to_all),
+        ("network", shut_to_the_indexer),
+        ("schemas", unknown_field),
+    ],
+)
+def test_a_check_finds_what_is_wrong(check: str, spoil: Callable[[Objects], None]) -> None:
+    objects = copy.deepcopy(rendered("postgres"))
+    CHECKS[check](objects)
+    spoil(objects)
+    with pytest.raises((AssertionError, kubernetes_validate.ValidationError)):
+        CHECKS[check](objects)
+
+
 # --------------------------------------------------------------- copies of a shard, metrics, alerts
 
 
@@ -260,12 +381,13 @@ def test_alerts_dashboard_and_autoscaler_ask_for_metrics_that_are_served() -> No
 #: Compose service and component of the chart.
 TWINS = {
     "query": "query", "indexer": "indexer", "setup": "setup", "chat": "chat", "qdrant": "qdrant",
-    "queue": "nats", "local-nims": "local-nims",
+    "postgres": "postgres", "queue": "nats", "local-nims": "local-nims",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("name", "profile"), [("hosted", "hosted"), ("local", "local"), ("gpu", "nim")]
+    ("name", "profile"),
+    [("hosted", "hosted"), ("local", "local"), ("gpu", "nim"), ("postgres", "hosted")],
 )
 def test_chart_and_compose_agree(name: str, profile: str) -> None:
     """Images, ports, configuration files, and the variables that both set."""

@@ -69,8 +69,8 @@ def test_values_that_cannot_work_are_refused_in_one_sentence() -> None:
     with pytest.raises(ConfigurationError, match="additional properties 'qury' not allowed"):
         chart.render(overrides={"qury": {}})
     with pytest.raises(ConfigurationError) as caught:
-        chart.render(overrides={"qdrant": {"enabled": False}})
+        chart.render(overrides={"store": {"kind": "external"}})
     assert str(caught.value) == (
-        "The chart refuses these values: there is no store: set qdrant.enabled, store.url or "
-        "store.existingSecret"
+        "The chart refuses these values: there is no store: store.kind external needs "
+        "store.url or store.existingSecret"
     )

@@ -113,8 +113,8 @@ def test_the_values_suit_the_chart(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
-        (lambda held: held.pop("qdrant"), "two stores"),
-        (lambda held: held.pop("store"), "no store"),
+        (lambda held: held["store"].pop("kind"), "two stores"),
+        (lambda held: held["store"].pop("existingSecret"), "no store"),
         (lambda held: held.pop("networkPolicy"), "shuts the way"),
         (lambda held: held["store"].update(existingSecrets="x"), "existingSecrets"),
     ],

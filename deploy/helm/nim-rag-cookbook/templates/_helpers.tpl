@@ -135,6 +135,10 @@ nodeSelector:
     secretKeyRef: {name: {{ include "cookbook.tokenSecret" . }}, key: {{ .Values.auth.tokenKey }}}
 {{- end }}
 
+{{- define "cookbook.postgresSecret" -}}
+{{- default (printf "%s-postgres" (include "cookbook.fullname" .)) .Values.postgres.existingSecret -}}
+{{- end }}
+
 {{/* What is no secret, as the Compose file has it. */}}
 {{- define "cookbook.settings" -}}
 - configMapRef: {name: {{ include "cookbook.fullname" . }}-settings}
@@ -160,6 +164,12 @@ nodeSelector:
 - name: COOKBOOK_STORE_URL
   valueFrom:
     secretKeyRef: {name: {{ . }}, key: COOKBOOK_STORE_URL}
+{{- end }}
+{{- if eq .Values.store.kind "postgres" }}
+# PostgreSQL's client takes it for a URL without a password.
+- name: PGPASSWORD
+  valueFrom:
+    secretKeyRef: {name: {{ include "cookbook.postgresSecret" . }}, key: POSTGRES_PASSWORD}
 {{- end }}
 {{- with .Values.queue.existingSecret }}
 - name: COOKBOOK_NATS_URL
@@ -196,7 +206,7 @@ nodeSelector:
 {{/* A collection that is made before all nodes of Qdrant have found each other would lie on the
      first of them for ever: whoever may make it waits for them. */}}
 {{- define "cookbook.waitForQdrant" -}}
-{{- if and .Values.qdrant.enabled (gt (int .Values.qdrant.replicas) 1) }}
+{{- if and (eq .Values.store.kind "qdrant") (gt (int .Values.qdrant.replicas) 1) }}
 initContainers:
   - name: wait-for-qdrant
     {{- include "cookbook.image" (list . .Values.images.service) | nindent 4 }}
@@ -216,7 +226,7 @@ initContainers:
 {{- end }}
 
 {{- define "cookbook.waitForQdrant.volumes" -}}
-{{- if and .Values.qdrant.enabled (gt (int .Values.qdrant.replicas) 1) }}
+{{- if and (eq .Values.store.kind "qdrant") (gt (int .Values.qdrant.replicas) 1) }}
 - name: scripts
   configMap: {name: {{ include "cookbook.fullname" . }}-scripts}
 {{- end }}
@@ -230,8 +240,10 @@ COOKBOOK_ENDPOINTS: {{ .Values.endpoints.mode }}
 NIM_{{ upper $role }}_URL: {{ include "cookbook.nimUrl" (list $ $role) }}
 {{- end }}
 {{- end }}
-{{- if .Values.qdrant.enabled }}
+{{- if eq .Values.store.kind "qdrant" }}
 COOKBOOK_STORE_URL: http://{{ $name }}-qdrant:6333
+{{- else if eq .Values.store.kind "postgres" }}
+COOKBOOK_STORE_URL: postgresql://cookbook@{{ $name }}-postgres:5432/cookbook
 {{- else if .Values.store.url }}
 COOKBOOK_STORE_URL: {{ .Values.store.url }}
 {{- end }}
