@@ -260,6 +260,9 @@ def test_the_embedding_model_may_have_an_address_and_a_key_of_its_own(nim):
     assert found.embedding.model == "some/model"
     assert found.embedding.key_variable == "NVIDIA_EMBEDDINGS_KEY"
     assert found.embedding.weights == "some/model (self-hosted)"
+    nim.faults = {"models": 401}
+    with pytest.raises(MissingKeyError, match="set NVIDIA_EMBEDDINGS_KEY to the key"):
+        endpoints.connect()
     assert found.chat.key_variable == "NVIDIA_API_KEY"
     assert {header for _, header in nim.seen} == {"Bearer my-embedding-key"}
 

@@ -377,7 +377,7 @@ def _own_embedding(usual: Endpoint) -> Endpoint:
     model = wanted or usual.model
     answering: dict[str, Any] = {"weights": f"{model} (hosted by NVIDIA)"}
     if not at_nvidia:
-        model = _served_model("embedding", url, key, EMBEDDINGS_URL, EMBEDDINGS_MODEL)
+        model = _served_model("embedding", url, key, EMBEDDINGS_URL, EMBEDDINGS_MODEL, variable)
         answering = stand_in(url, "embedding", key) or _own(model)
     return replace(usual, url=url, model=model, key_variable=variable, **answering)
 
@@ -401,7 +401,8 @@ def _self_hosted(wait: float = 0) -> Endpoints:
         keys.guard(key, url, key_variable=key_variable, url_variable=variable)
         if wait > 0:
             _wait_until_ready(role, url, key, deadline)
-        model = _served_model(role, url, key, variable, f"NIM_{role.upper()}_MODEL")
+        named = f"NIM_{role.upper()}_MODEL"
+        model = _served_model(role, url, key, variable, named, key_variable)
         endpoints[role] = Endpoint(
             role=role,
             url=url,
@@ -437,7 +438,9 @@ def _nim_urls() -> dict[Role, str]:
     return {role: os.environ.get(f"NIM_{role.upper()}_URL", "").strip() for role in ROLES}
 
 
-def _served_model(role: Role, url: str, key: str, variable: str, model_variable: str) -> str:
+def _served_model(
+    role: Role, url: str, key: str, variable: str, model_variable: str, key_variable: str
+) -> str:
     """Choose the model id: the one asked for, else the catalog's default, else the first."""
     fault = "lists no model"
     listed: list[str] = []
@@ -446,7 +449,7 @@ def _served_model(role: Role, url: str, key: str, variable: str, model_variable:
         if response.status_code in (401, 403):
             raise MissingKeyError(
                 f"{variable} ({url}) refuses the key ({response.status_code}): set "
-                f"{keys.SELF_HOSTED_KEY} to the key that this endpoint wants."
+                f"{key_variable} to the key that this endpoint wants."
             )
         response.raise_for_status()
         listed = [str(model["id"]) for model in response.json()["data"]]

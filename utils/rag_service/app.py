@@ -45,6 +45,9 @@ WRAPPERS = "COOKBOOK_WRAPPERS"
 #: Hayhooks' own variable: least level that it writes. At `INFO`, three lines a request are a fifth
 #: of the work, and one of them holds the question.
 LOG_LEVEL = "HAYHOOKS_LOG_LEVEL"
+#: Seconds that a worker may be busy, while it imports as well, before uvicorn starts another in its
+#: place; its own 5 are too few on a starved machine.
+HEALTHCHECK = 60
 #: Seconds that open requests have to end when the service is told to stop.
 GRACE = 20
 _TRACING = (
@@ -226,6 +229,7 @@ def _serve(options: argparse.Namespace, folder: str) -> None:
         "port": options.port,
         "http": ImpatientProtocol,
         "timeout_graceful_shutdown": GRACE,
+        "timeout_worker_healthcheck": HEALTHCHECK,
         "log_config": None,
         "access_log": False,  # /metrics counts
         "server_header": False,
