@@ -57,6 +57,7 @@ def create() -> FastAPI:
         CookbookError: A setting, an endpoint or the store is missing.
         RuntimeError: Hayhooks would serve a route that deploys.
     """
+    from rag_service.document import correct
     from rag_service.guard import BearerAuthMiddleware
     from rag_service.health import Readiness, live
     from rag_service.metrics import Measure, show
@@ -64,6 +65,7 @@ def create() -> FastAPI:
     settings = ServingSettings.from_environment()
     app = _hayhooks(settings)
     refuse_deploy_routes(app)
+    correct(app)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_route("/health/live", live, ["GET"])
     app.add_route("/health/ready", Readiness().show, ["GET"])
