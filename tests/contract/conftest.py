@@ -20,6 +20,7 @@ from tests.support import Servers, free_port_block, start_servers, stop_servers
 # beside those that wait for other processes.
 LONGEST_FIRST = (
     "test_gradient",
+    "test_openapi_fuzz",
     "test_queue",
     "test_adapter_agreement",
     "test_query_service",

@@ -327,6 +327,13 @@ def test_nobody_deploys_code(client: httpx.Client, path: str) -> None:
     assert "mine" not in client.get("/status").json()["pipelines"]
 
 
+@pytest.mark.parametrize("path", ["/responses", "/v1/responses"])
+def test_the_responses_api_is_not_offered(client: httpx.Client, path: str) -> None:
+    """Hayhooks has its routes, and answers 501 where no pipeline has the method."""
+    assert client.post(path, json={"model": "ask", "input": QUESTION}).status_code == 404
+    assert path not in client.get("/openapi.json").json()["paths"]
+
+
 def test_no_route_of_the_openapi_document_deploys(client: httpx.Client) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     assert "/ask/run" in paths

@@ -256,7 +256,7 @@ def test_a_job_survives_its_message():
     assert Job.decoded(job.encoded()) == job
     gone = Job("a/b.pdf")
     assert Job.decoded(gone.encoded()) == gone
-    for body in (b"{}", b"[]", b"no", b'{"file": null, "other": 1}'):
+    for body in (b"{}", b"[]", b"no", b'{"file": null, "other": 1}', b"[" * 5000):
         with pytest.raises(DataError, match="is no job"):
             Job.decoded(body)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import csv
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -24,7 +24,7 @@ from pydantic import Field
 
 from nim_cookbook.data import Evidence as Evidence
 from nim_cookbook.data import Query as Query
-from nim_cookbook.data import Text, data_path, numbered_records, read_text, validated
+from nim_cookbook.data import Text, brief, data_path, numbered_records, read_text, validated
 from nim_cookbook.errors import DataError
 from nim_cookbook.markup import page_words, parsed_page, split_front_matter
 
@@ -237,8 +237,8 @@ def load_beir(folder: str | Path) -> Collection:
     queries = []
     for path in sorted((folder / "qrels").glob("*.tsv")):
         evidence: dict[str, list[Evidence]] = {}
-        for number, row in enumerate(csv.reader(read_text(path).splitlines(), "excel-tab"), 1):
-            if number == 1 and not row[-1:][0].strip().lstrip("-").isdigit():
+        for number, row in _rows(path):
+            if number == 1 and not row[-1].strip().lstrip("-").isdigit():
                 continue  # the header
             try:
                 query, document, grade = row
@@ -248,7 +248,7 @@ def load_beir(folder: str | Path) -> Collection:
             except (ValueError, KeyError) as error:
                 raise DataError(
                     f"Line {number} of {path.name} is no judgement of a query and a document of "
-                    f"this collection ({error})."
+                    f"this collection ({str(error)[:100]})."
                 ) from None
         queries += [
             Query(name, asked[name].text, evidence=tuple(found), split=path.stem)
@@ -258,6 +258,15 @@ def load_beir(folder: str | Path) -> Collection:
         raise DataError(f"The folder {str(folder / 'qrels')!r} holds no judgements in .tsv files.")
     sources = (Source(line.id, line.title, line.text) for line in documents.values())
     return Collection(tuple(sources), tuple(queries))
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows of a tab-separated file and their numbers; blank lines are skipped."""
+    rows = enumerate(csv.reader(read_text(path).splitlines(), "excel-tab"), 1)
+    try:
+        yield from ((number, row) for number, row in rows if row)
+    except csv.Error as error:
+        raise DataError(f"{path.name} is no tab-separated file ({error}).") from None
 
 
 def _beir_texts(path: Path) -> dict[str, _BeirText]:
@@ -274,7 +283,7 @@ def _sources(folder: Path) -> dict[str, Source]:
             continue
         source = _source(path, below.as_posix())
         if source.id in sources:
-            raise DataError(f"{below.as_posix()}: the id {source.id!r} is used a second time.")
+            raise DataError(f"{below.as_posix()}: the id {brief(source.id)} is used a second time.")
         sources[source.id] = source
     return sources
 
@@ -309,15 +318,15 @@ def _queries(path: Path, sources: Mapping[str, Source], split: str = "") -> list
         defaults = {"id": f"q-{where.split()[1]}"}
         query = validated(Query, defaults | record | ({"split": split} if split else {}), where)
         if query.id in queries:
-            raise DataError(f"{where}: the question id {query.id!r} is used a second time.")
+            raise DataError(f"{where}: the question id {brief(query.id)} is used a second time.")
         for entry in query.evidence:
             if entry.document not in sources:
-                raise DataError(f"{where}: there is no document {entry.document!r}.")
+                raise DataError(f"{where}: there is no document {brief(entry.document)}.")
             text = sources[entry.document].text
             if entry.quote and entry.quote not in text and overlap(text, entry.quote) < 1:
                 raise DataError(
-                    f"{where}: the document {entry.document!r} does not hold the quote "
-                    f"{entry.quote!r}."
+                    f"{where}: the document {brief(entry.document)} does not hold the quote "
+                    f"{brief(entry.quote)}."
                 )
         queries[query.id] = query
     return list(queries.values())

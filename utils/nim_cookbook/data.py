@@ -145,7 +145,7 @@ def numbered_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
             where = f"Line {number} of {path.name}"
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):  # RecursionError: of a thousand brackets
                 record = None
             if not isinstance(record, dict):
                 raise DataError(f"{where} is no JSON object: correct it or remove it.")
@@ -172,5 +172,11 @@ def validated(kind: type[T], value: object, where: str) -> T:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
-        shown = "" if first["type"] == "missing" else f", not {first['input']!r}"
-        raise DataError(f"{where}: {field!r}: {first['msg']}{shown}.") from None
+        shown = "" if first["type"] == "missing" else f", not {brief(first['input'])}"
+        raise DataError(f"{where}: {brief(field)}: {first['msg']}{shown}.") from None
+
+
+def brief(value: object) -> str:
+    """Return a value as Python writes it, cut so that it fits into a sentence."""
+    shown = repr(value)
+    return shown if len(shown) <= 100 else f"{shown[:97]}..."

@@ -162,7 +162,7 @@ def _said(body: str, most: int = 300) -> str:
     """Return the endpoint's own words, on one line and not too many of them."""
     try:
         answer = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = {}
     words = ""
     if isinstance(answer, dict):

@@ -16,6 +16,8 @@ MOST, LONGEST = 50, 300
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 _PAIR = re.compile(r"([A-Za-z_][\w-]*):[ \t]*(.*)")
 _LEFT_OUT = ("script", "style", "template", "noscript", "title", "nav")
+#: What a page may hold and lxml does not write.
+_NOT_XML = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _BREAK = "\ue000"  # of the private use area; XML allows it, and no page holds it
 _BLOCK = re.compile(
     r"address|article|aside|blockquote|br|dd|div|dl|dt|figcaption|figure|footer|h[1-6r]|header|"
@@ -73,7 +75,7 @@ def page_words(page: Page) -> str:
             before = " | "
         elif _BLOCK.fullmatch(str(element.tag)):
             before = after = _BREAK
-        element.text = before + (element.text or "")
-        element.tail = after + (element.tail or "")
+        element.text = before + _NOT_XML.sub("", element.text or "")
+        element.tail = after + _NOT_XML.sub("", element.tail or "")
     lines = (" ".join(line.split()) for line in page.root.text_content().split(_BREAK))
     return "\n".join(line.removeprefix("| ") for line in lines if line) + "\n"

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
-from nim_cookbook.errors import UnknownModelError
+from nim_cookbook.data import validated
+from nim_cookbook.errors import DataError, UnknownModelError
 
 Role = Literal["chat", "embedding", "reranking"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -112,17 +113,34 @@ class Weights:
         return f"local/{self.name}"
 
 
-_MODELS, _WEIGHTS = TypeAdapter(list[CatalogModel]), TypeAdapter(list[Weights])
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """The content of a registry file."""
+
+    model: list[CatalogModel]
+    weights: list[Weights]
+    catalog: dict[Role, str]  # the default model of each role
 
 
 class Registry:
     """All models and weights. Use `load_registry()` rather than this class."""
 
     def __init__(self, table: Mapping[str, Any]) -> None:
-        """Read the parsed registry file; pydantic checks its types."""
-        self._models = {m.id: m for m in _MODELS.validate_python(table["model"])}
-        self._weights = {w.name: w for w in _WEIGHTS.validate_python(table["weights"])}
-        self._defaults: dict[Role, str] = table["catalog"]
+        """Read the parsed registry file.
+
+        Raises:
+            DataError: A field is missing, unknown or of another type, or a role has no default.
+        """
+        read = validated(_Table, dict(table), "The registry of models")
+        self._models = {m.id: m for m in read.model}
+        self._weights = {w.name: w for w in read.weights}
+        self._defaults = read.catalog
+        for role in ROLES:
+            default = self._models.get(self._defaults.get(role, ""))
+            if default is None or default.role != role:
+                raise DataError(
+                    f"The registry of models: 'catalog.{role}' must be the id of a {role} model."
+                )
 
     def default(self, role: Role) -> CatalogModel:
         """Return the model that recipes ask for in this role."""
@@ -172,11 +190,25 @@ class Registry:
         return list(self._weights.values())
 
 
+def parse_registry(text: str) -> Registry:
+    """Return the registry of a file's text.
+
+    Raises:
+        DataError: It is no TOML, or no registry.
+    """
+    try:
+        table = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # RecursionError: of a thousand brackets
+        raise DataError(f"The registry of models is no TOML ({error}).") from None
+    return Registry(table)
+
+
 @functools.cache
 def load_registry() -> Registry:
     """Return the registry, read once from the packaged `models.toml`."""
-    text = resources.files("nim_cookbook").joinpath("models.toml").read_text(encoding="utf-8")
-    return Registry(tomllib.loads(text))
+    return parse_registry(
+        resources.files("nim_cookbook").joinpath("models.toml").read_text(encoding="utf-8")
+    )
 
 
 def _unknown(what: str, given: str, known: Mapping[str, object]) -> str:

@@ -65,6 +65,7 @@ def create() -> FastAPI:
         RuntimeError: Hayhooks would serve a route that deploys.
     """
     os.environ.setdefault(LOG_LEVEL, "WARNING")  # read when Hayhooks is imported
+    from rag_service.document import correct
     from rag_service.guard import BearerAuthMiddleware
     from rag_service.health import Readiness, live
     from rag_service.metrics import Measure, show
@@ -74,6 +75,7 @@ def create() -> FastAPI:
     refuse_deploy_routes(app)
     app.add_exception_handler(RequestValidationError, _invalid)
     _files(app)
+    correct(app)
     app.add_route("/health/live", live, ["GET"])
     app.add_route("/health/ready", Readiness().show, ["GET"])
     app.add_route("/metrics", show, ["GET"])

@@ -11,9 +11,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 #: Paths that answer without a token: probes and load balancers carry none.
 OPEN = frozenset({"/health/live", "/health/ready", "/status"})
-#: Paths below these answer 404: the first run code that a request carries, the
-#: last sends the pipeline to an online service to be drawn.
-SHUT = ("/deploy", "/undeploy", "/draw")
+#: Paths below these answer 404: the first two run code that a request carries, the third sends the
+#: pipeline to an online service to be drawn, and no pipeline of ours has the last two.
+SHUT = ("/deploy", "/undeploy", "/draw", "/responses", "/v1/responses")
 #: Paths that take files.
 UPLOADS = frozenset({"/v1/files", "/files"})
 #: Largest body in bytes of all other requests.
@@ -50,9 +50,7 @@ class BearerAuthMiddleware:
         headers = Headers(scope=scope)
         if path not in OPEN and not self._knows(headers.getlist("authorization")):
             await _refuse(send, 401, "Send the service's token as `Authorization: Bearer TOKEN`.")
-        elif any(
-            path == shut or path.startswith((f"{shut}/", f"{shut}_", f"{shut}-")) for shut in SHUT
-        ):
+        elif is_shut(path):
             await _refuse(send, 404, "Not Found")
         else:
             limit = self._upload_bytes if path in UPLOADS else BODY
@@ -69,6 +67,13 @@ class BearerAuthMiddleware:
         scheme, _, token = values[0].partition(" ")
         same = hmac.compare_digest(token.strip().encode("latin-1", "replace"), self._token)
         return scheme.lower() == "bearer" and same
+
+
+def is_shut(path: str) -> bool:
+    """Tell whether a path is below one of `SHUT`."""
+    return any(
+        path == shut or path.startswith((f"{shut}/", f"{shut}_", f"{shut}-")) for shut in SHUT
+    )
 
 
 def _fault(headers: Headers, method: str, limit: int) -> tuple[int, str] | None:

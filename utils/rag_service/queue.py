@@ -98,7 +98,7 @@ class Job:
             values = json.loads(body)
             stored = values.pop("file")
             return cls(**values, file=StoredFile(**stored) if stored else None)
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise DataError(f"A message in the queue is no job: {body[:80]!r}.") from None
 
 

@@ -9,11 +9,13 @@ import math
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
 from fastapi.responses import JSONResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
 
 from local_endpoints.gradient import errors, schemas
@@ -37,6 +39,7 @@ from local_endpoints.nim.engines.chat import EngineRefusal, PromptTooLong
 from local_endpoints.nim.engines.encoder import InputTooLong
 from local_endpoints.nim.errors import ApiError, ClientGone
 from local_endpoints.nim.service import RoleService
+from local_endpoints.routes import METHODS, without_fastapi_errors
 from local_endpoints.strict_json import StrictRoute
 from local_endpoints.weights import ResolvedWeights
 from nim_cookbook.errors import CookbookError
@@ -358,15 +361,19 @@ class _Api:
         return FastJSONResponse({"embeddings": vectors})
 
 
-def _routes(api: _Api, token: str) -> APIRouter:
+Gate = Callable[..., Awaitable[None]]
+
+
+def _gate(token: str) -> Gate:
     async def gate(
-        authorization: Annotated[str, Header()] = "",
-        x_gradient_workspace_id: Annotated[str, Header()] = "",
+        bearer: Annotated[
+            HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))
+        ],
+        x_gradient_workspace_id: Annotated[str, Header(description="Any id; 400 without.")] = "",
     ) -> None:
         """Check token and workspace."""
-        scheme, _, given = authorization.partition(" ")
-        right = secrets.compare_digest(given.strip().encode(), token.encode())
-        if scheme.lower() != "bearer" or not right:
+        given = bearer.credentials.strip() if bearer else ""
+        if not secrets.compare_digest(given.encode(), token.encode()):
             raise errors.failed(
                 401,
                 "The access token is missing or wrong: send it as 'Authorization: Bearer <token>' "
@@ -378,25 +385,39 @@ def _routes(api: _Api, token: str) -> APIRouter:
                 "(GRADIENT_WORKSPACE_ID); this local stand-in has one workspace for all."
             )
 
-    router = APIRouter(route_class=StrictRoute, prefix=PREFIX, dependencies=[Depends(gate)])
+    return gate
 
+
+def _routes(api: _Api, gate: Gate) -> APIRouter:
+    router = APIRouter(
+        route_class=StrictRoute,
+        prefix=PREFIX,
+        dependencies=[Depends(gate)],
+        responses=errors.documented(400, 401, 503),
+    )
+    unknown, work = errors.documented(404), errors.documented(404, 413, 422)
     router.get("/models")(api.models)
-    router.post("/models")(api.create)
-    router.get("/models/{identity}")(api.get)
-    router.delete("/models/{identity}")(api.delete)
-    router.post("/models/{identity}/fine-tune")(api.fine_tune)
-    router.post("/models/{identity}/complete")(api.complete)
+    router.post("/models", responses=errors.documented(404, 413, 500))(api.create)
+    router.get("/models/{identity}", responses=unknown)(api.get)
+    router.delete("/models/{identity}", responses=errors.documented(403, 404))(api.delete)
+    router.post("/models/{identity}/fine-tune", responses=work | errors.documented(500))(
+        api.fine_tune
+    )
+    router.post("/models/{identity}/complete", responses=work | errors.documented(500))(
+        api.complete
+    )
     router.get("/embeddings")(api.embedding_models)
-    router.post("/embeddings/{slug}", response_model=None)(api.embed)
+    router.post("/embeddings/{slug}", response_model=None, responses=work)(api.embed)
+    return router
 
-    @router.api_route("/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
-    async def other(request: Request) -> Json:
-        asked = f"{request.method} {request.url.path[:80]}"
-        raise errors.failed(
-            404,
-            f"{asked} is not offered by this local stand-in: it has the paths under /api/models "
-            "and /api/embeddings.",
-        )
+
+def _everything_else(gate: Gate) -> APIRouter:
+    """Return a route for what no other one is for; `errors` turns its 405 into a 404 where due."""
+    router = APIRouter(prefix=PREFIX, dependencies=[Depends(gate)], include_in_schema=False)
+
+    @router.api_route("/{path:path}", methods=list(METHODS))
+    async def other() -> None:
+        raise HTTPException(405)
 
     return router
 
@@ -440,16 +461,26 @@ def build_app(
         yield
         await api.close()
 
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    errors.install_handlers(app)
+    app = FastAPI(
+        title="Gradient AI (local stand-in)",
+        version=version("nim-rag-cookbook"),
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    without_fastapi_errors(app)
 
-    @app.get(f"{PREFIX}/health/ready")  # not Gradient's: the launcher asks for it without a token
+    # Not Gradient's: the launcher asks for it without a token.
+    @app.get(f"{PREFIX}/health/ready", responses={200: {}, 503: {}})
     async def ready() -> JSONResponse:
         loading = [role.role for role in (chat, embedding) if not role.weights]
         message = f"loading: {', '.join(loading)}" if loading else "ready"
         body = {"message": message, "ready": not loading}
         return JSONResponse(body, status_code=503 if loading else 200)
 
-    app.include_router(_routes(api, token))
+    gate = _gate(token)
+    app.include_router(_routes(api, gate))
+    errors.install_handlers(app, list(app.router.routes))
+    app.include_router(_everything_else(gate))
     app.add_middleware(BodyLimit)
     return app

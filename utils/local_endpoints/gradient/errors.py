@@ -7,14 +7,19 @@ the SDK distinguishes only the status codes 400, 401, 403, 404 and 5xx.
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute
 
-from local_endpoints.nim.errors import ClientGone
+from local_endpoints.nim.errors import ClientGone, Problem
+from local_endpoints.routes import allowed
 
 
 class GradientError(Exception):
@@ -31,6 +36,41 @@ class GradientError(Exception):
         self.status = status
         self.kind = kind
         self.message = message
+
+
+class Payload(BaseModel):
+    """What is wrong with a request."""
+
+    formattedValidationError: str
+    validationError: list[Any]
+
+
+class Fault(BaseModel):
+    """The body of an error, as the OpenAPI document shows it."""
+
+    type: Literal[
+        "bodyParsingError",
+        "failed",
+        "modelIncapableOfFineTuning",
+        "nanLoss",
+        "queryOrPathParsingError",
+        "unknownBaseModel",
+        "unknownModelAdapter",
+        "unprocessableContent",
+    ]
+    message: str
+    payload: Payload | None = None
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return these errors as FastAPI's `responses` wants them; `BodyLimit` has a 413 of its own."""
+    return {
+        status: {
+            "model": Problem if status == 413 else Fault,
+            "description": HTTPStatus(status).phrase,
+        }
+        for status in statuses
+    }
 
 
 def unknown_adapter(identity: str) -> GradientError:
@@ -77,12 +117,12 @@ def failed(status: int, message: str) -> GradientError:
     return GradientError(status, "failed", message)
 
 
-def _response(error: GradientError) -> JSONResponse:
+def _response(error: GradientError, headers: Mapping[str, str] | None = None) -> JSONResponse:
     body: dict[str, Any] = {"type": error.kind, "message": error.message}
     if error.kind.endswith("ParsingError"):
         body["payload"] = {"formattedValidationError": error.message, "validationError": []}
-    headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(error.status)
-    return JSONResponse(body, status_code=error.status, headers=headers)
+    more = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(error.status, {})
+    return JSONResponse(body, status_code=error.status, headers={**more, **(headers or {})})
 
 
 def _invalid(error: RequestValidationError) -> GradientError:
@@ -98,8 +138,13 @@ def _invalid(error: RequestValidationError) -> GradientError:
     return bad_request(message, kind)
 
 
-def install_handlers(app: FastAPI) -> None:
-    """Make every error of `app` answer in the API's form."""
+def install_handlers(app: FastAPI, served: Sequence[BaseRoute]) -> None:
+    """Make every error of `app` answer in the API's form.
+
+    Args:
+        app: The application.
+        served: Its routes without the one for everything else, which answers 405.
+    """
 
     @app.exception_handler(GradientError)
     async def _gradient(request: Request, error: GradientError) -> Response:
@@ -115,7 +160,19 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
-        return _response(failed(error.status_code, str(error.detail)))
+        if error.status_code != 405:
+            return _response(failed(error.status_code, str(error.detail)), error.headers)
+        asked, methods = f"{request.method} {request.url.path[:80]}", allowed(served, request)
+        if methods:
+            message = f"{asked} is not offered: use {methods}."
+            return _response(failed(405, message), {"Allow": methods})
+        return _response(
+            failed(
+                404,
+                f"{asked} is not offered by this local stand-in: it has the paths under "
+                "/api/models and /api/embeddings.",
+            )
+        )
 
     @app.exception_handler(Exception)
     async def _unexpected(request: Request, error: Exception) -> Response:

@@ -12,6 +12,7 @@ import orjson
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
+from local_endpoints.nim.answers import ChatAnswer, CompletionAnswer
 from local_endpoints.nim.common import FastJSONResponse, until_disconnect
 from local_endpoints.nim.engines.adaptable import AdaptableEngine
 from local_endpoints.nim.engines.chat import (
@@ -20,7 +21,7 @@ from local_endpoints.nim.engines.chat import (
     PromptTooLong,
     UnknownAdapter,
 )
-from local_endpoints.nim.errors import ApiError
+from local_endpoints.nim.errors import ApiError, documented
 from local_endpoints.nim.metrics import Metrics
 from local_endpoints.nim.schemas import (
     DEFAULT_MAX_TOKENS,
@@ -254,7 +255,9 @@ def _api_error(error: Exception, context: int) -> ApiError:
 
 def router(service: Service, metrics: Metrics, adapters: bool = False) -> APIRouter:
     """Return the chat routes over `service`; `adapters` if they serve its LoRA adapters, too."""
-    routes = APIRouter(route_class=StrictRoute, prefix="/v1", tags=["chat"])
+    refusals = documented(400, 404, 413, 422, 503)
+    routes = APIRouter(route_class=StrictRoute, prefix="/v1", tags=["chat"], responses=refusals)
+    streams: Json = {"content": {"text/event-stream": {}}}
 
     def adapter_of(model: str) -> str | None:
         """Return the adapter that a model id chooses, None for the base model.
@@ -311,7 +314,9 @@ def router(service: Service, metrics: Metrics, adapters: bool = False) -> APIRou
             events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
         )
 
-    @routes.post("/chat/completions", response_model=None)
+    @routes.post(
+        "/chat/completions", response_model=None, responses={200: {"model": ChatAnswer, **streams}}
+    )
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answer a chat, whole or as server-sent events."""
         adapter = adapter_of(body.model)
@@ -329,7 +334,9 @@ def router(service: Service, metrics: Metrics, adapters: bool = False) -> APIRou
         chunks = (translator.whole(chunk) async for chunk in answered)
         return await streamed(request, chunks, with_usage)
 
-    @routes.post("/completions", response_model=None)
+    @routes.post(
+        "/completions", response_model=None, responses={200: {"model": CompletionAnswer, **streams}}
+    )
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue a text, whole or as server-sent events."""
         adapter = adapter_of(body.model)

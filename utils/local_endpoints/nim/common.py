@@ -11,12 +11,14 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 
 import orjson
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from local_endpoints.nim.errors import ClientGone, error_response, install_handlers
+from local_endpoints.nim.answers import Health, Listing
+from local_endpoints.nim.errors import ClientGone, documented, error_response, install_handlers
 from local_endpoints.nim.metrics import Metrics
 from local_endpoints.nim.service import RoleService
 from local_endpoints.strict_json import StrictRoute
@@ -28,6 +30,10 @@ MAX_BODY_BYTES = 8 * 1024 * 1024
 GIVE_BACK_FROM = 100_000
 # A load balancer or Prometheus has no key; neither path says anything about a request.
 OPEN_PATHS = ("/v1/health/live", "/v1/health/ready", "/openapi.json", "/docs")
+
+
+#: Plain text in an OpenAPI document.
+TEXT: dict[str, Any] = {"content": {"text/plain": {"schema": {"type": "string"}}}}
 
 
 class FastJSONResponse(Response):
@@ -144,23 +150,29 @@ async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
         watcher.cancel()
 
 
-def _system_router(
-    services: Sequence[RoleService[Any]], metrics: Metrics, adapters: bool
-) -> APIRouter:
+def _health_router(services: Sequence[RoleService[Any]]) -> APIRouter:
     router = APIRouter(route_class=StrictRoute, prefix="/v1", tags=["system"])
 
     @router.get("/health/live")
     async def live() -> dict[str, Any]:
         return {"object": "health.response", "message": "live", "live": True}
 
-    @router.get("/health/ready")
+    @router.get("/health/ready", responses={200: {"model": Health}, 503: {"model": Health}})
     async def ready() -> JSONResponse:
         loading = [service.role for service in services if not service.ready]
         message = f"loading: {', '.join(loading)}" if loading else "ready"
         body = {"object": "health.response", "message": message, "ready": not loading}
         return JSONResponse(body, status_code=503 if loading else 200)
 
-    @router.get("/models")
+    return router
+
+
+def _system_router(
+    services: Sequence[RoleService[Any]], metrics: Metrics, adapters: bool
+) -> APIRouter:
+    router = APIRouter(route_class=StrictRoute, prefix="/v1", tags=["system"])
+
+    @router.get("/models", responses={200: {"model": Listing}})
     async def models() -> dict[str, Any]:
         data = [entry for service in services for entry in service.listing()]
         if adapters:
@@ -188,7 +200,7 @@ def _system_router(
             **({"adapters": loaded} if adapters else {}),
         }
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=Response, responses={200: TEXT})
     async def get_metrics() -> Response:
         return Response(metrics.render(), media_type=metrics.content_type)
 
@@ -223,9 +235,13 @@ def build_app(
         redoc_url=None,
     )
     install_handlers(app)
-    app.include_router(_system_router(services, metrics, adapters))
-    for router in routers:
-        app.include_router(router)
+    app.include_router(_health_router(services))
+    keyed = key is not None
+    refusals = documented(401, 403) if keyed else {}
+    # For the document alone: `KeyCheck` reads the header before any route does.
+    bearer = [Depends(HTTPBearer(auto_error=False))] if keyed else []
+    for router in (_system_router(services, metrics, adapters), *routers):
+        app.include_router(router, responses=refusals, dependencies=bearer)
     app.add_middleware(BodyLimit)
     if key is not None:
         app.add_middleware(KeyCheck, key=key)

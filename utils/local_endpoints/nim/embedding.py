@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
+from local_endpoints.nim.answers import Embeddings
 from local_endpoints.nim.common import FastJSONResponse, until_disconnect
 from local_endpoints.nim.engines.embedding import EmbeddingEngine
 from local_endpoints.nim.engines.encoder import InputTooLong
-from local_endpoints.nim.errors import ApiError
+from local_endpoints.nim.errors import ApiError, documented
 from local_endpoints.nim.metrics import Metrics
 from local_endpoints.nim.schemas import EmbeddingRequest
 from local_endpoints.nim.service import RoleService
@@ -66,9 +67,12 @@ def _encode(vector: Vector, encoding: str) -> Vector | str:
 
 def router(service: Service, metrics: Metrics) -> APIRouter:
     """Return the embedding routes over `service`."""
-    routes = APIRouter(route_class=StrictRoute, prefix="/v1", tags=["embedding"])
+    refusals = documented(400, 404, 413, 422, 503)
+    routes = APIRouter(
+        route_class=StrictRoute, prefix="/v1", tags=["embedding"], responses=refusals
+    )
 
-    @routes.post("/embeddings", response_model=None)
+    @routes.post("/embeddings", response_model=None, responses={200: {"model": Embeddings}})
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
         """Embed one text or many; vectors come back in the order of the input, of length one."""
         _check(service, body)

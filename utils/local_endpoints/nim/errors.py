@@ -7,13 +7,14 @@ microservices ``object: error`` and ``message``. Clients read either, so every b
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 
@@ -35,6 +36,26 @@ class ClientGone(Exception):
     """The client closed its connection before the answer was ready."""
 
 
+class Problem(BaseModel):
+    """The body of an error, as the OpenAPI document shows it."""
+
+    object: Literal["error"]
+    type: Literal["invalid_request_error", "server_error"]
+    title: str
+    status: int
+    message: str
+    detail: str
+    instance: str
+    requestId: uuid.UUID
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return these errors as FastAPI's `responses` wants them."""
+    return {
+        status: {"model": Problem, "description": HTTPStatus(status).phrase} for status in statuses
+    }
+
+
 def error_body(status: int, detail: str, instance: str = "") -> dict[str, Any]:
     """Return the JSON object of an error answer (never a top-level list: clients index it)."""
     return {
@@ -49,10 +70,16 @@ def error_body(status: int, detail: str, instance: str = "") -> dict[str, Any]:
     }
 
 
-def error_response(status: int, detail: str, instance: str = "") -> JSONResponse:
+def error_response(
+    status: int, detail: str, instance: str = "", headers: Mapping[str, str] | None = None
+) -> JSONResponse:
     """Return an error answer; 401 says which scheme is expected, 503 when to come back."""
-    headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(status)
-    return JSONResponse(error_body(status, detail, instance), status_code=status, headers=headers)
+    more = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(status, {})
+    return JSONResponse(
+        error_body(status, detail, instance),
+        status_code=status,
+        headers={**more, **(headers or {})},
+    )
 
 
 def _describe(errors: Sequence[Any]) -> tuple[int, str]:
@@ -91,4 +118,4 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
-        return error_response(error.status_code, str(error.detail), request.url.path)
+        return error_response(error.status_code, str(error.detail), request.url.path, error.headers)

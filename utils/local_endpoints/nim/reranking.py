@@ -6,17 +6,20 @@ import math
 
 from fastapi import APIRouter, Request, Response
 
+from local_endpoints.nim.answers import Rankings
 from local_endpoints.nim.common import FastJSONResponse, until_disconnect
 from local_endpoints.nim.embedding import too_long
 from local_endpoints.nim.engines.encoder import InputTooLong
 from local_endpoints.nim.engines.reranking import RerankingEngine
-from local_endpoints.nim.errors import ApiError
+from local_endpoints.nim.errors import ApiError, documented
 from local_endpoints.nim.metrics import Metrics
 from local_endpoints.nim.schemas import RankingRequest
 from local_endpoints.nim.service import RoleService
 from local_endpoints.strict_json import StrictRoute
 
 Service = RoleService[RerankingEngine]
+#: What the routes answer, for the OpenAPI document.
+RESPONSES = documented(400, 404, 413, 422, 503) | {200: {"model": Rankings}}
 
 
 def slug(model_id: str) -> str:
@@ -53,7 +56,9 @@ async def _rank(
 
 def router(service: Service, metrics: Metrics) -> APIRouter:
     """Return the route of a self-hosted reranking NIM."""
-    routes = APIRouter(route_class=StrictRoute, prefix="/v1", tags=["reranking"])
+    routes = APIRouter(
+        route_class=StrictRoute, prefix="/v1", tags=["reranking"], responses=RESPONSES
+    )
 
     @routes.post("/ranking", response_model=None)
     async def ranking(body: RankingRequest, request: Request) -> Response:
@@ -65,7 +70,12 @@ def router(service: Service, metrics: Metrics) -> APIRouter:
 
 def hosted_router(service: Service, metrics: Metrics) -> APIRouter:
     """Return the paths of the hosted catalog: one a model, and the legacy one for all."""
-    routes = APIRouter(route_class=StrictRoute, prefix="/v1/retrieval/nvidia", tags=["reranking"])
+    routes = APIRouter(
+        route_class=StrictRoute,
+        prefix="/v1/retrieval/nvidia",
+        tags=["reranking"],
+        responses=RESPONSES,
+    )
 
     @routes.post("/reranking", response_model=None)
     async def legacy(body: RankingRequest, request: Request) -> Response:

@@ -5,17 +5,23 @@ Sources: https://developers.notion.com/reference; errors: /reference/status-code
 
 import secrets
 import uuid
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, FastAPI, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute
 
 from local_endpoints.notion.markdown import Json, plain
 from local_endpoints.notion.workspace import BlockNode, Page, Workspace
+from local_endpoints.routes import allowed, without_fastapi_errors
 from local_endpoints.strict_json import StrictRoute
 
 OLD = "2022-06-28"
@@ -33,11 +39,28 @@ class NotionError(Exception):
         self.message = message
 
 
-def _response(error: NotionError) -> JSONResponse:
+class Fault(BaseModel):
+    """The body of an error, as the OpenAPI document shows it."""
+
+    object: Literal["error"]
+    status: int
+    code: str
+    message: str
+    request_id: UUID
+
+
+def _documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return these errors as FastAPI's `responses` wants them."""
+    return {
+        status: {"model": Fault, "description": HTTPStatus(status).phrase} for status in statuses
+    }
+
+
+def _response(error: NotionError, headers: Mapping[str, str] | None = None) -> JSONResponse:
     body = {"object": "error", "status": error.status, "code": error.code}
     identity = str(uuid.uuid4())
     body |= {"message": error.message, "request_id": identity}
-    return JSONResponse(body, error.status, {"x-notion-request-id": identity})
+    return JSONResponse(body, error.status, {"x-notion-request-id": identity, **(headers or {})})
 
 
 def _invalid(error: RequestValidationError) -> NotionError:
@@ -180,31 +203,48 @@ def _not_found(kind: str, identity: UUID) -> NotionError:
     return NotionError(404, "object_not_found", message)
 
 
-def _routes(space: Workspace, token: str) -> APIRouter:
-    pages = {page.id: page for page in space.shared()}
-    sources = {page.source_id: page for page in pages.values() if page.is_database}
-    users = {user["id"]: user for user in (*space.people.values(), space.bot)}
+Gate = Callable[..., Awaitable[str]]
 
-    async def gate(request: Request) -> str:
+
+def _gate(token: str) -> Gate:
+    async def gate(
+        request: Request,
+        bearer: Annotated[
+            HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))
+        ],
+        notion_version: Annotated[
+            str | None, Header(description=f"{OLD} or {NEW}; 400 without.")
+        ] = None,
+    ) -> str:
         """Check the token and return the API version."""
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        right = secrets.compare_digest(given.strip().encode(), token.encode())
-        if scheme.lower() != "bearer" or not right:
+        given = bearer.credentials.strip() if bearer else ""
+        if not secrets.compare_digest(given.encode(), token.encode()):
             raise NotionError(401, "unauthorized", "API token is invalid.")
-        version = request.headers.get("notion-version")
-        if version is None:
+        if notion_version is None:
             raise NotionError(400, "missing_version", "Send the header Notion-Version.")
-        if version not in (OLD, NEW):
+        if notion_version not in (OLD, NEW):
             message = f"Notion-Version header failed validation: it should be {OLD} or {NEW}."
             raise NotionError(400, "validation_error", message)
         if request.query_params and not request.url.path.endswith("/children"):
             message = f"This stand-in supports no parameters in {request.url.path}."
             raise NotionError(400, "validation_error", message)
-        return version
+        return notion_version
 
+    return gate
+
+
+def _routes(space: Workspace, gate: Gate) -> APIRouter:
+    pages = {page.id: page for page in space.shared()}
+    sources = {page.source_id: page for page in pages.values() if page.is_database}
+    users = {user["id"]: user for user in (*space.people.values(), space.bot)}
     Version = Annotated[str, Depends(gate)]
     Params = Annotated[Paging, Query()]
-    router = APIRouter(route_class=StrictRoute, prefix="/v1", dependencies=[Depends(gate)])
+    router = APIRouter(
+        route_class=StrictRoute,
+        prefix="/v1",
+        dependencies=[Depends(gate)],
+        responses=_documented(400, 401, 404),
+    )
 
     def get(kind: str, identity: UUID) -> Page:
         """Return a page or database that the integration may read."""
@@ -279,6 +319,13 @@ def _routes(space: Workspace, token: str) -> APIRouter:
         found.sort(key=lambda page: page.edited, reverse=True)
         return _listed([_found(page, version) for page in found], body)
 
+    return router
+
+
+def _everything_else(gate: Gate) -> APIRouter:
+    """Return a route for what no other one is for; Notion answers these methods so, and no 405."""
+    router = APIRouter(prefix="/v1", dependencies=[Depends(gate)], include_in_schema=False)
+
     @router.api_route("/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
     async def other(request: Request) -> Json:
         asked = f"{request.method} {request.url.path}"
@@ -299,12 +346,22 @@ def build_app(workspace: Workspace, token: str) -> FastAPI:
     """
     if not token:
         raise ValueError("the Notion stand-in needs a token")
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.include_router(_routes(workspace, token))
+    app = FastAPI(
+        title="Notion (local stand-in)",
+        version=version("nim-rag-cookbook"),
+        docs_url=None,
+        redoc_url=None,
+    )
+    without_fastapi_errors(app)
+    gate = _gate(token)
+    app.include_router(_routes(workspace, gate))
 
     @app.get("/health/ready")  # not Notion's: the launcher asks for it without a token
     async def ready() -> dict[str, Any]:
         return {"ready": True}
+
+    served: list[BaseRoute] = list(app.router.routes)
+    app.include_router(_everything_else(gate))
 
     @app.exception_handler(NotionError)
     async def _notion(request: Request, error: NotionError) -> JSONResponse:
@@ -313,5 +370,16 @@ def build_app(workspace: Workspace, token: str) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def _validation(request: Request, error: RequestValidationError) -> JSONResponse:
         return _response(_invalid(error))
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        """Answer what Starlette refuses: methods of no route, unknown paths outside /v1, bodies."""
+        if error.status_code not in (404, 405):
+            return _response(NotionError(error.status_code, "validation_error", str(error.detail)))
+        methods = allowed(served, request)
+        if not methods:
+            return _response(NotionError(404, "invalid_request_url", "Invalid request URL."))
+        message = f"{request.method} is not offered here: use {methods}."
+        return _response(NotionError(405, "invalid_request_url", message), {"Allow": methods})
 
     return app
