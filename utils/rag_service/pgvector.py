@@ -17,8 +17,8 @@ class LeanEmbeddingRetriever(PgvectorEmbeddingRetriever):
     """Haystack's retriever, whose chunks come without their vectors.
 
     Nothing after it looks at them, and a pipeline copies what each step gets: with 20 chunks of 384
-    numbers each, these copies were half the function calls of a question. Qdrant's store can be told
-    not to send them (`return_embedding`), PostgreSQL's cannot.
+    numbers each, these copies were half the function calls of a question. Qdrant's store can be
+    told not to send them (`return_embedding`), PostgreSQL's cannot.
     """
 
     @component.output_types(documents=list[Document])
