@@ -406,7 +406,7 @@ async def test_a_file_that_cannot_be_deleted_does_not_stop_the_worker(bench, mon
         raise PermissionError("Read-only file system")
 
     monkeypatch.setattr(FileStore, "discard", refuse)
-    fill(bench, 1)
+    bench.write("note-0.md", "Content that no other test's queue on this server refers to.")
     async with bench.connect() as queue, bench.workers(queue) as said:
         await bench.submit(queue)
         await queue.until_done(60)
