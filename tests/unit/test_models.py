@@ -26,7 +26,7 @@ def test_every_role_has_a_default_and_small_weights(role):
     weights = registry.weights_for(role)
     assert weights.local_id == f"local/{weights.name}"
     assert registry.weights(weights.local_id) is weights
-    assert not registry.default(role).retired
+    assert not registry.default(role).ending
 
 
 def test_hosted_urls_and_ids_are_the_clients_own():
