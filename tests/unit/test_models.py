@@ -57,7 +57,7 @@ def test_what_is_known_of_each_model_has_a_day_and_a_source():
     ("old", "new", "says"),
     [
         ('status = "alive"', 'status = "fine"', "status"),
-        ('status = "alive"\n', "", "status: Field required"),
+        ('status = "alive"\n', "", "status'?: Field required"),
         ("checked = 2026-08-31", 'checked = "2026-08-31"', "checked"),
         ("checked = 2026-08-31", "checked = 2026-08-31T10:00:00", "checked"),
         ('how = "report: BlockRunAI', 'how = ""\nwhy = "', "how"),

@@ -198,14 +198,17 @@ def test_all_alive(host, tmp_path, capsys):
     assert KEY not in printed.out + printed.err + record.read_text("utf-8")
 
 
-def test_one_role_and_a_default_that_is_gone(host, capsys):
+def test_one_role_and_a_default_that_is_gone(host, tmp_path, capsys):
     host.says(DEFAULT["embedding"].id, 410, {"detail": f"end of life, {KEY} \x1b[31m"})
     assert main(["probe", "--role", "chat"]) == 0
     assert {ROLE_OF[asked.model] for asked in host.asked} == {"chat"}
-    assert main(["probe", "--role", "embedding"]) == 1
+    record = tmp_path / "probe.json"
+    assert main(["probe", "--role", "embedding", "--json", str(record)]) == 1
     said = capsys.readouterr().out
     assert f"Not alive, though recipes ask for it by default: {DEFAULT['embedding'].id}" in said
-    assert "410 end of life, ..." in said and KEY not in said and "\x1b" not in said
+    first = json.loads(record.read_text("utf-8"))["models"][0]
+    assert (first["verdict"], first["said"]) == ("gone", "end of life, ... [31m")
+    assert KEY not in said and "\x1b" not in said
 
 
 def test_another_model_that_is_gone_is_no_failure(host):
@@ -272,6 +275,8 @@ def test_write_enters_what_was_proved_and_nothing_else(host, checkout, capsys):
     registry, old = parse_registry(after), parse_registry(before)
     gone = registry.model("baai/bge-m3")
     assert (gone.standing, gone.how) == (f"retired {today}", "live call: 410")
+    ending = registry.model("snowflake/arctic-embed-l")
+    assert (ending.standing, ending.how) == (f"deprecated {today}", "live call: it still answers")
     alive = registry.model(retired.id)
     assert (alive.standing, alive.how) == (f"alive {today}", "live call")
     for model in ("nvidia/llama-3.2-nv-rerankqa-1b-v1", "meta/llama-3.1-70b-instruct"):

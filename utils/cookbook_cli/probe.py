@@ -270,15 +270,22 @@ def _update(registry: Path, findings: Sequence[Finding]) -> str:
 
 
 def edited(text: str, findings: Sequence[Finding], today: date) -> str:
-    """Return the registry's text with the findings; comments and order stay."""
+    """Return the registry's text with the findings; comments and order stay.
+
+    A model whose end is announced stays `deprecated` as long as it answers.
+    """
     document = tomlkit.parse(text)
     entries = {entry["id"]: entry for entry in cast(Any, document)["model"]}
     for found in findings:
         status, entry = PROVES.get(found.verdict), entries.get(found.model.id)
-        if status is not None and entry is not None:
+        if status is None or entry is None:
+            continue
+        if status == "alive" and entry["status"] == "deprecated":
+            entry["how"] = "live call: it still answers"
+        else:
             entry["status"] = status
-            entry["checked"] = today
             entry["how"] = "live call" if status == "alive" else f"live call: {found.answer}"
+        entry["checked"] = today
     return tomlkit.dumps(document)
 
 
