@@ -345,6 +345,7 @@ def _wait_for(look: Callable[[], list[int]], seconds: float = 40) -> list[int]:
         (["ask", "notes", "--threshold", "nan"], "a threshold is a finite number"),
         (["ask", "notes", "--threshold", "inf", "--json"], "a threshold is a finite number"),
         (["serve", "--host", ""], "--host is empty"),
+        (["probe", "--role", "singing"], "'--role': 'singing' is not one of"),
     ],
 )
 def test_mistakes_are_one_sentence(arguments, said, capsys):
@@ -445,7 +446,7 @@ def test_broken_index_and_notebook(folder, tmp_path):
 # --- help, version ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["serve", "run", "doctor", "fetch", "lab", "ask"])
+@pytest.mark.parametrize("command", ["serve", "run", "doctor", "probe", "fetch", "lab", "ask"])
 def test_help_has_examples(command, capsys):
     assert main([command, "--help"]) == 0
     assert f"nim-cookbook {command}" in capsys.readouterr().out.split("Example")[1]

@@ -139,6 +139,8 @@ def test_hosted():
         assert endpoint.model == registry.default(role).id
         assert (endpoint.key_variable, endpoint.key) == ("NVIDIA_API_KEY", FAKE)
         assert endpoint.weights == f"{endpoint.model} (hosted by NVIDIA)"
+        known = f"(hosted by NVIDIA); {registry.default(role).standing})"
+        assert known in repr(found), "no id without the day on which it was known"
     assert found.reranking.rerank_url == registry.default("reranking").hosted_url
     assert FAKE not in repr(found) + repr(found.chat) + str(found.chat) + repr(vars(found))
     use(NVIDIA_BASE_URL="https://eu.api.nvidia.com")

@@ -4,7 +4,7 @@ import httpx
 import pytest
 
 from nim_cookbook.errors import DataError, causes
-from nim_cookbook.explain import _said, explain
+from nim_cookbook.explain import explain, said_by
 
 REQUEST = httpx.Request("GET", "http://127.0.0.1:9/v1/models")
 AWAY = httpx.ConnectError("away", request=REQUEST)
@@ -52,4 +52,4 @@ def test_errors_of_the_cookbook_keep_their_sentence():
 
 
 def test_an_answer_of_a_thousand_brackets_says_nothing():
-    assert _said("[" * 5000) == ""
+    assert said_by("[" * 5000) == ""

@@ -1,15 +1,18 @@
 """The registry of models."""
 
 import re
+import subprocess
+import sys
 import tomllib
 from dataclasses import fields
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
 
 import nim_cookbook
-from nim_cookbook.errors import CookbookError, UnknownModelError
-from nim_cookbook.models import ROLES, CatalogModel, Weights, load_registry
+from nim_cookbook.errors import CookbookError, DataError, UnknownModelError
+from nim_cookbook.models import ROLES, CatalogModel, Weights, load_registry, parse_registry
 
 PACKAGE = Path(nim_cookbook.__file__).parent
 
@@ -26,7 +29,7 @@ def test_every_role_has_a_default_and_small_weights(role):
     weights = registry.weights_for(role)
     assert weights.local_id == f"local/{weights.name}"
     assert registry.weights(weights.local_id) is weights
-    assert not registry.default(role).retired
+    assert not registry.default(role).ending
 
 
 def test_hosted_urls_and_ids_are_the_clients_own():
@@ -39,6 +42,38 @@ def test_hosted_urls_and_ids_are_the_clients_own():
         for model in registry.models(role):
             assert MODEL_TABLE[model.id].model_type == theirs
             assert MODEL_TABLE[model.id].endpoint == model.hosted_url
+
+
+def test_what_is_known_of_each_model_has_a_day_and_a_source():
+    models = [model for role in ROLES for model in load_registry().models(role)]
+    # A day of margin: a probe writes the date of UTC.
+    assert all(date(2026, 1, 1) <= m.checked <= date.today() + timedelta(1) for m in models)
+    for model in models:
+        assert model.how.startswith(("live call", "client's table: ", "report: "))
+        assert model.standing == f"{model.status} {model.checked}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('status = "alive"', 'status = "fine"', "status"),
+        ('status = "alive"\n', "", "status'?: Field required"),
+        ("checked = 2026-08-31", 'checked = "2026-08-31"', "checked"),
+        ("checked = 2026-08-31", "checked = 2026-08-31T10:00:00", "checked"),
+        ('how = "report: BlockRunAI', 'how = ""\nwhy = "', "how"),
+    ],
+)
+def test_what_is_known_is_checked(old, new, says):
+    text = (PACKAGE / "models.toml").read_text("utf-8")
+    assert old in text, "the registry has changed: adapt this test"
+    with pytest.raises(DataError, match=says):
+        parse_registry(text.replace(old, new, 1))
+
+
+def test_the_page_on_the_hosted_catalog_has_the_registrys_dates():
+    tool = PACKAGE.parents[1] / "tools" / "registry_table.py"
+    done = subprocess.run([sys.executable, tool, "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_no_other_file_of_the_packages_spells_a_model_id():

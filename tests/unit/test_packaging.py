@@ -118,6 +118,18 @@ def test_live_workflow_needs_no_key_in_the_open() -> None:
     assert "nvapi-" not in text
 
 
+def test_live_workflow_keeps_the_key_from_what_may_write() -> None:
+    text = (ROOT / ".github/workflows/live.yml").read_text(encoding="utf-8")
+    content = yaml.safe_load(text)
+    jobs = content["jobs"]
+    assert content["permissions"] == {}
+    writes = {name for name, job in jobs.items() if "write" in job.get("permissions", {}).values()}
+    has_key = {name for name, job in jobs.items() if "NVIDIA_API_KEY" in str(job)}
+    assert writes == {"propose"} and has_key == {"key", "ask"}
+    assert jobs["ask"]["if"] == "needs.key.outputs.there == 'yes'"
+    assert "::notice::" in text and "::error::" not in text and "exit 1" not in text
+
+
 def test_help_lists_every_public_target() -> None:
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     (phony,) = re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)

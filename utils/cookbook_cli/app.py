@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 
 WeightSet = Literal["default", "better", "small"]
+Role = Literal["chat", "embedding", "reranking"]
 Models = Annotated[
     WeightSet | None,
     typer.Option(help="Which local models answer. [default: COOKBOOK_MODELS, else default]"),
@@ -248,6 +249,34 @@ def doctor(
 
     _use_ports(port_base)
     return examine(_console(), endpoints)
+
+
+@app.command()
+def probe(
+    role: Annotated[Role | None, typer.Option(help="Ask models of this role only.")] = None,
+    write: Annotated[
+        bool,
+        typer.Option("--write", help="Enter what was proved into a checkout's models.toml."),
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File for the dated findings.")
+    ] = None,
+) -> int:
+    """Make the smallest real call to every model of the registry, and tell which are alive.
+
+    Needs NVIDIA_API_KEY. The exit status is 0 when all default models are alive.
+
+    Examples:
+
+        nim-cookbook probe
+
+        nim-cookbook probe --role reranking
+
+        nim-cookbook probe --write --json probe.json
+    """
+    from cookbook_cli.probe import probe as ask_models
+
+    return ask_models(_console(), role=role, write=write, json_file=json_file)
 
 
 @app.command()

@@ -57,7 +57,7 @@ PROGRESS_SECONDS = 5.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 CALL_TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 
-_CHECK_CALLS: dict[Role, tuple[str, dict[str, Any]]] = {
+CHECK_CALLS: dict[Role, tuple[str, dict[str, Any]]] = {
     "chat": (
         "chat/completions",
         {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1},
@@ -192,10 +192,20 @@ class Endpoints:
                 f"a {role} NIM, such as http://localhost:8000/v1."
             ) from None
 
+    def _standing(self, endpoint: Endpoint) -> str:
+        """Return when NVIDIA was last known to serve a model; nothing has asked it yet."""
+        if not keys.is_nvidia_url(endpoint.url):
+            return ""
+        try:
+            return f"; {load_registry().model(endpoint.model).standing}"
+        except UnknownModelError:
+            return "; not in the registry"
+
     def __repr__(self) -> str:
         """Show the mode and the endpoints, one a line, without keys."""
         lines = (
-            f"  {e.role}: {e.model} at {e.url} ({e.weights})" for e in self._endpoints.values()
+            f"  {e.role}: {e.model} at {e.url} ({e.weights}{self._standing(e)})"
+            for e in self._endpoints.values()
         )
         return "\n".join([f"{self.mode} endpoints", *lines])
 
@@ -419,7 +429,7 @@ def _wait_until_ready(role: Role, url: str, key: str, deadline: float) -> None:
     began = last_shown = time.monotonic()
     while True:
         try:
-            status = f"it answers {_request('GET', f'{url}/health/ready', key).status_code}"
+            status = f"it answers {request('GET', f'{url}/health/ready', key).status_code}"
         except httpx.HTTPError:
             status = "nobody answers"
         now = time.monotonic()
@@ -445,7 +455,7 @@ def _served_model(
     fault = "lists no model"
     listed: list[str] = []
     try:
-        response = _request("GET", f"{url}/models", key)
+        response = request("GET", f"{url}/models", key)
         if response.status_code in (401, 403):
             raise MissingKeyError(
                 f"{variable} ({url}) refuses the key ({response.status_code}): set "
@@ -483,7 +493,7 @@ def stand_in(url: str, role: Role, key: str) -> dict[str, Any] | None:
         The attributes `weights` and `refusal_logit` of an `Endpoint`.
     """
     try:
-        metadata = _request("GET", f"{url}/metadata", key).json()
+        metadata = request("GET", f"{url}/metadata", key).json()
         if metadata.get("localStandIn") is True:
             for weights in metadata["weights"]:
                 if weights["role"] == role:
@@ -506,12 +516,12 @@ def _own(model: str) -> dict[str, Any]:
 
 
 def _check_row(endpoint: Endpoint) -> dict[str, object]:
-    path, body = _CHECK_CALLS[endpoint.role]
+    path, body = CHECK_CALLS[endpoint.role]
     own = endpoint.rerank_url if endpoint.rerank_url != endpoint.url else None
     began = time.perf_counter()
     try:
         body = {**body, "model": endpoint.model}
-        response = _request("POST", own or f"{endpoint.url}/{path}", endpoint.key, body)
+        response = request("POST", own or f"{endpoint.url}/{path}", endpoint.key, body)
         status = response.status_code
         ready = "yes" if status == 200 else _VERDICTS.get(status, f"no: it answers {status}")
     except httpx.TimeoutException:
@@ -529,7 +539,13 @@ def _check_row(endpoint: Endpoint) -> dict[str, object]:
     }
 
 
-def _request(method: str, url: str, key: str, body: object = None) -> httpx.Response:
+def request(method: str, url: str, key: str, body: object = None) -> httpx.Response:
+    """Send one request, and never a real NVIDIA key to anybody but NVIDIA.
+
+    Raises:
+        ConfigurationError: The key and the URL do not belong together; nothing was sent.
+        httpx.HTTPError: There was no answer, or none in time.
+    """
     keys.guard(key, url, key_variable="The key variable", url_variable=url)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     # A proxy cannot reach a server on this machine's loopback address.

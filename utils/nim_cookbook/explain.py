@@ -120,7 +120,7 @@ def _refused_by_gradient(error: BaseException) -> str | None:
     module = sys.modules.get("gradientai.openapi.client.exceptions")  # slow to import just for this
     if module is None or not isinstance(error, module.ApiException):
         return None
-    said = _said(str(error.body or ""), most=500)
+    said = said_by(str(error.body or ""), most=500)
     return f"The Gradient server answered {error.status}: {said or error.reason}."
 
 
@@ -144,7 +144,7 @@ def _unreachable(error: BaseException) -> str | None:
 
 
 def _sentence(status: int, url: str, body: str) -> str:
-    said = _said(body)
+    said = said_by(body)
     advice = _ADVICE.get(status, "change the request, or see the endpoint's log")
     if any(words in said for words in _TOO_LONG):
         advice = _SHORTEN
@@ -158,7 +158,7 @@ def _place(url: str) -> str:
     )
 
 
-def _said(body: str, most: int = 300) -> str:
+def said_by(body: str, most: int = 300) -> str:
     """Return the endpoint's own words, on one line and not too many of them."""
     try:
         answer = json.loads(body)

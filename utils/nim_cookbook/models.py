@@ -10,16 +10,18 @@ import functools
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from importlib import resources
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, Strict
 
-from nim_cookbook.data import validated
+from nim_cookbook.data import Text, validated
 from nim_cookbook.errors import DataError, UnknownModelError
 
 Role = Literal["chat", "embedding", "reranking"]
 ROLES: tuple[Role, ...] = get_args(Role)
+Status = Literal["alive", "listed", "deprecated", "retired"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,21 +30,29 @@ class CatalogModel:
 
     id: str  # what a client sends as `model`
     role: Role  # what the model does
+    # what is known of it on NVIDIA's hosts, where `models.toml` explains the words
+    status: Status
+    checked: Annotated[date, Strict()]  # day of that evidence
+    how: Text  # what the evidence is, such as `live call`
     dimensions: int | None = None  # width of its vectors (embedding models only)
     # whether questions and passages are embedded differently (`input_type`)
     asymmetric: bool = False
     max_tokens: int | None = None  # longest input in tokens, where the documentation states it
     # the full hosted URL, for reranking models, each of which has its own
     hosted_url: str | None = None
-    status: str = "listed"  # `"listed"` or `"retired YYYY-MM-DD"`
     note: str = ""  # a remark for the reader, or an empty string
     # for reranking models, as in `Weights`, where it was measured
     refusal_logit: float | None = None
 
     @property
-    def retired(self) -> bool:
-        """Whether the model is known to be withdrawn from NVIDIA's hosts."""
-        return self.status.startswith("retired")
+    def ending(self) -> bool:
+        """Whether the model is withdrawn from NVIDIA's hosts, or is about to be."""
+        return self.status in ("deprecated", "retired")
+
+    @property
+    def standing(self) -> str:
+        """What is known of it with the day, such as `alive 2026-09-07`."""
+        return f"{self.status} {self.checked}"
 
 
 @dataclass(frozen=True, slots=True)
