@@ -9,22 +9,27 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-import logging
 import os
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from importlib.metadata import files, metadata, requires
 from pathlib import Path
-from unittest.mock import AsyncMock, Mock
+from typing import Any
+from unittest.mock import Mock
 
+import gguf
 import httpx
 import ir_datasets
 import nats
 import nbformat
+import numpy as np
 import pytest
 import uvicorn
 import xdist.remote
+import xllamacpp
 from haystack import Document, Pipeline
 from haystack.utils import Secret
 from haystack_integrations.components.embedders.gradient import GradientDocumentEmbedder
@@ -45,14 +50,16 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from local_endpoints.nim.adapters import to_gguf
 from nim_cookbook.notion import NotionExporter  # by way of ours, which keeps its logging out
+from tests.unit import tiny_adapters as tiny
 
 KEY = "nvapi-fake-key-for-tests"
 
 
 def fresh(code: str, home: Path, **environment: str) -> str:
     """Run code in a process of its own, without our settings; return what it printed."""
-    off = ("HAYSTACK_TELEMETRY_ENABLED", "IR_DATASETS_HOME")
+    off = ("HAYSTACK_TELEMETRY_ENABLED", "ORT_DISABLE_TELEMETRY", "CI")
     inherited = {name: value for name, value in os.environ.items() if name not in off}
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -82,7 +89,9 @@ def test_llama_index_knows_no_address_of_a_new_reranking_model(monkeypatch):
         with pytest.raises(httpx.HTTPStatusError):
             ranker = NVIDIARerank(model="nvidia/a-new-reranker", api_key=KEY, **address)
             ranker.postprocess_nodes([NodeWithScore(node=TextNode(text="a"))], query_str="b")
-    mended = "NVIDIARerank posts to a hosted model's own address: recipe 05 may pass it as base_url."
+    mended = (
+        "NVIDIARerank posts to a hosted model's own address: recipe 05 may pass it as base_url."
+    )
     assert asked[0] != own, mended
     assert asked[1] == f"{own}/models", mended
 
@@ -114,7 +123,9 @@ def test_haystack_reports_its_use(tmp_path):
     (tmp_path / "torch.py").write_text("class device: ...")
     code = "from haystack.telemetry._telemetry import telemetry as t; print(t is not None)"
     found = fresh(code, tmp_path, PYTHONPATH=str(tmp_path))
-    assert found == "True", "Haystack reports nothing unasked: nim_cookbook need not tell it not to."
+    assert found == "True", (
+        "Haystack reports nothing unasked: nim_cookbook need not tell it not to."
+    )
 
 
 def test_haystack_draws_online():
@@ -143,7 +154,9 @@ def test_gradient_haystack_changes_the_documents_it_is_given():
     embedder._embedding_model.embed.return_value.embeddings = [Mock(embedding=[1.0])]
     document = Document(content="a")
     embedder.run([document])
-    assert document.embedding == [1.0], "gradient-haystack is mended: recipe 09 filters for nothing."
+    assert document.embedding == [1.0], (
+        "gradient-haystack is mended: recipe 09 filters for nothing."
+    )
 
 
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
@@ -215,19 +228,12 @@ def test_pgvector_haystack_names_its_indexes_without_the_table():
     )
 
 
-def test_ranx_fails_on_a_single_metric_with_a_cut_off(monkeypatch):
-    import ranx
-
-    # Without its compiled metrics, which take seconds.
-    inner = sys.modules["ranx.meta.evaluate"]
-    monkeypatch.setattr(inner, "metric_switch", lambda name: lambda *_: [1.0])
-    monkeypatch.setattr(inner, "convert_qrels", lambda given: given)
-    monkeypatch.setattr(inner, "convert_run", lambda given: given)
-    try:
-        ranx.evaluate({"q": {"a": 1}}, {"q": {"a": 1.0}}, "ndcg@10", return_mean=False)
-    except KeyError:
-        return
-    pytest.fail("ranx takes a single metric: nim_cookbook.evaluation need not name it twice.")
+def test_ranx_fails_on_a_single_metric_with_a_cut_off():
+    # By its code, as importing it takes seconds: `m` is the metric's name without the cut-off.
+    code = next(path for path in files("ranx") or () if path.match("ranx/meta/evaluate.py"))
+    assert "return metric_scores_dict[m] if len(metrics) == 1" in code.read_text(), (
+        "ranx takes a single metric: nim_cookbook.evaluation need not name it twice."
+    )
 
 
 def test_ir_datasets_makes_a_folder_at_home(tmp_path, monkeypatch):
@@ -236,6 +242,109 @@ def test_ir_datasets_makes_a_folder_at_home(tmp_path, monkeypatch):
     ir_datasets.util.home_path()
     assert (tmp_path / ".ir_datasets").is_dir(), (
         "ir-datasets keeps out of the home folder: evaluation need not set IR_DATASETS_HOME."
+    )
+
+
+# --- models -----------------------------------------------------------------------------------
+
+
+def write_model(path: Path) -> Path:
+    """Write a whole llama of random weights, whose tokens are bytes."""
+    sizes, draw = tiny.TINY, np.random.default_rng(0)
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(512)
+    writer.add_embedding_length(sizes.width)
+    writer.add_feed_forward_length(sizes.inner)
+    writer.add_block_count(sizes.layers)
+    writer.add_head_count(sizes.heads)
+    writer.add_head_count_kv(sizes.heads_kv)
+    writer.add_rope_dimension_count(sizes.width // sizes.heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([0.0] * len(tokens))
+    writer.add_token_types([2, 3, 3, *[6] * 256])  # unknown, control, bytes
+    shapes = dict.fromkeys(("token_embd", "output"), (len(tokens), sizes.width))
+    norms = ["output_norm"]
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, sizes.layers)
+    for layer in range(sizes.layers):
+        for module in tiny.LINEAR:
+            shapes[names.get_name(tiny.module_name(layer, module))] = sizes.shape(module)
+        norms += [f"blk.{layer}.attn_norm", f"blk.{layer}.ffn_norm"]
+    for name in norms:
+        writer.add_tensor(f"{name}.weight", np.ones(sizes.width, np.float32))
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", draw.normal(0, 0.3, shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture
+def llama(tmp_path) -> Iterator[httpx.Client]:
+    """llama.cpp's server with its own settings, over a model with two adapters."""
+    base = write_model(tmp_path / "base.gguf")
+    params = xllamacpp.CommonParams()
+    params.model.path = str(base)
+    params.n_ctx, params.n_parallel, params.verbosity = 1024, 1, -1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    params.warmup = params.ui = False
+    params.lora_init_without_apply = True
+    adapters = []
+    for seed, name in enumerate(("one", "two")):
+        folder = tiny.write_peft(tmp_path / name, tiny.tensors(seed=seed, size=1.0))
+        adapter = xllamacpp.CommonAdapterLoraInfo()
+        adapter.path = str(to_gguf(folder, base, tmp_path / "converted"))
+        adapters.append(adapter)
+    params.lora_adapters = adapters
+    with tempfile.TemporaryDirectory() as folder:  # a socket's path has to be short
+        params.hostnames = [f"{folder}/llama.sock"]
+        server = xllamacpp.Server(params)
+        transport = httpx.HTTPTransport(uds=params.hostnames[0])
+        with httpx.Client(transport=transport, base_url="http://llama", timeout=30) as client:
+            yield client
+        del server
+
+
+def completion(llama: httpx.Client, prompt: str, **request: object) -> dict[str, Any]:
+    body = {"prompt": prompt, "max_tokens": 8, "temperature": 0, **request}
+    return llama.post("/v1/completions", json=body).raise_for_status().json()
+
+
+def scales(*values: float) -> list[dict[str, float]]:
+    return [{"id": number, "scale": value} for number, value in enumerate(values)]
+
+
+def test_llama_cpp_gives_one_adapter_what_another_has_read(llama):
+    text, other = "The lamp stands in the hall. " * 8, "Something else altogether! " * 8
+    completion(llama, text, lora=scales(0, 1))
+    completion(llama, other, lora=scales(1, 0))  # takes the slot, and the text is put aside
+    usage = completion(llama, text, lora=scales(1, 0))["usage"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] > 100, (
+        "llama.cpp keeps prompts of adapters apart (issue 26207): engines/chat.py may cache them."
+    )
+
+
+def test_llama_cpp_takes_an_empty_list_of_adapters_for_none_given(llama):
+    mended = "llama.cpp switches adapters off when told to (issue 28674): see ChatEngine._choose."
+    assert [adapter["scale"] for adapter in llama.get("/lora-adapters").json()] == [1, 1], mended
+    texts = [
+        completion(llama, "Hello", cache_prompt=False, **asked)["choices"][0]["text"]
+        for asked in ({"lora": []}, {}, {"lora": scales(0, 0)})
+    ]
+    assert texts[0] == texts[1] != texts[2], mended
+
+
+def test_onnxruntime_reports_its_use(tmp_path):
+    proxies = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy")
+    environment = dict.fromkeys(proxies, "http://127.0.0.1:9")  # nothing leaves this machine
+    environment["XDG_CACHE_HOME"] = str(tmp_path)
+    fresh("import onnxruntime", tmp_path, **environment)
+    assert list(tmp_path.rglob("deviceid")), (
+        "ONNX Runtime makes no id to report its use under: nim_cookbook need not switch it off."
     )
 
 
@@ -253,14 +362,16 @@ def test_hayhooks_traces_requests_without_a_collector(tmp_path, monkeypatch):
     monkeypatch.setattr(settings, "tracing_include_haystack_spans", False)
     app = create_app()
     assert getattr(app, "_is_instrumented_by_opentelemetry", False), (
-        "Hayhooks traces requests only when asked to: remove rag_service.app._stop_tracing_requests."
+        "Hayhooks traces requests only when asked to: rag_service.app need not stop it."
     )
 
 
 async def test_uvicorn_waits_for_headers():
+    async def app(scope, receive, send): ...
+
     limits = [n for n in inspect.signature(uvicorn.Config).parameters if n.startswith("timeout")]
     short = dict.fromkeys(limits, 0.2)
-    config = uvicorn.Config(AsyncMock(), lifespan="off", log_level="error", **short)
+    config = uvicorn.Config(app, lifespan="off", log_level="error", **short)
     server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))
     task = asyncio.create_task(server.serve(sockets=[listener]))
@@ -339,7 +450,9 @@ async def test_nbclient_takes_a_cancelled_cell_for_a_dead_kernel(monkeypatch):
         return
     except asyncio.CancelledError:
         pass
-    pytest.fail("nbclient passes a cancellation on: remove cookbook_cli.execute._raise_if_cancelled.")
+    pytest.fail(
+        "nbclient passes a cancellation on: remove cookbook_cli.execute._raise_if_cancelled."
+    )
 
 
 def test_xdist_writes_groups_into_the_node_id():
