@@ -72,7 +72,7 @@ weights: setup-dev
 	@$(COOKBOOK) fetch
 	@$(COOKBOOK) fetch --models small
 
-test-network: setup-dev ## Tests that install or fetch packages
+test-network: setup-dev ## Tests that install packages or start a browser
 	$(PYTEST) tests/contract tests/notebooks -n 2 --dist loadgroup $(call MARKED,network) $(PYTEST_ARGS) $(NONE)
 
 lint: setup-dev ## Check style and types (the rules for notebooks are tests)

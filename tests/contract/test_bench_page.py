@@ -25,6 +25,7 @@ SECTIONS = [
 PICTURES = ["endpoints-0", "endpoints-1", "endpoints-2", "serving-0", "growth-0"]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="PostgreSQL's socket is POSIX")
 def test_the_page_has_every_section(servers: Servers, tmp_path: Path) -> None:
     paths = [str(REPOSITORY / "utils"), os.environ.get("PYTHONPATH", "")]

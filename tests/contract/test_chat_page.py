@@ -45,6 +45,9 @@ FLAGS = [
     "--disable-sync",
 ]
 
+# Chromium looks up its maker's hosts whenever it starts.
+pytestmark = pytest.mark.network
+
 
 @pytest.fixture(scope="module")
 def page_service(default_server: Servers) -> Iterator[TestedService]:
