@@ -29,7 +29,10 @@ BROWSER = next(
 needs_browser = pytest.mark.skipif(
     BROWSER is None, reason="no Chromium on this machine (chromium, google-chrome)"
 )
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="PostgreSQL's socket is POSIX")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="PostgreSQL's socket is POSIX"),
+    pytest.mark.network,  # Chromium looks up its maker's hosts whenever it starts
+]
 
 QUESTION = "Under which number are hand warmers ordered?"
 ANSWER, SOURCE, TITLE = "WX-77", "handbook-021", "Winter visits and work near ice"
@@ -44,9 +47,6 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-
-# Chromium looks up its maker's hosts whenever it starts.
-pytestmark = pytest.mark.network
 
 
 @pytest.fixture(scope="module")
