@@ -130,6 +130,21 @@ def start_servers(port_base: int, log: Path, **variables: str) -> subprocess.Pop
         )
 
 
+@contextlib.contextmanager
+def started_servers(
+    log: Path, key: str, **variables: str
+) -> Iterator[tuple[Servers, subprocess.Popen[bytes]]]:
+    """Start local servers beside the session's, ready, and end them."""
+    base = free_port_block()
+    process = start_servers(base, log, COOKBOOK_LOCAL_KEY=key, **variables)
+    try:
+        servers = Servers(base, key, log)
+        servers.wait()
+        yield servers, process
+    finally:
+        stop_servers(process)
+
+
 def stop_servers(process: subprocess.Popen[bytes]) -> None:
     """End servers of `start_servers`."""
     assert process.stdin is not None

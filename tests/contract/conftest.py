@@ -14,7 +14,7 @@ from nim_cookbook.data import data_path
 from nim_cookbook.models import load_registry
 from tests.notion_server import serving
 from tests.query_service import Tap
-from tests.support import Servers, free_port_block, start_servers, stop_servers
+from tests.support import Servers, started_servers
 
 # xdist begins with these files, so that no long one is left for the end. Those that compute stand
 # beside those that wait for other processes.
@@ -63,19 +63,14 @@ def default_server() -> Iterator[Servers]:
 
     The others have the small one, which answers sooner. These start when the first test asks.
     """
-    base = free_port_block()
-    log = Path(os.environ["COOKBOOK_TEST_LOG"]).with_name(f"servers-{base}.log")
-    process = start_servers(base, log, COOKBOOK_MODELS="default")
-    try:
-        running = Servers(base, os.environ["COOKBOOK_LOCAL_KEY"], log)
-        running.wait()
+    log = Path(os.environ["COOKBOOK_TEST_LOG"]).with_name(f"servers-default-{os.getpid()}.log")
+    key = os.environ["COOKBOOK_LOCAL_KEY"]
+    with started_servers(log, key, COOKBOOK_MODELS="default") as (running, _):
         with running.client("chat") as client:
             (chat,) = client.get("/metadata").json()["weights"]
         if chat["localId"] != load_registry().weights_for("chat", "default").local_id:
             pytest.skip(f"needs the default chat weights, and has {chat['description']}")
         yield running
-    finally:
-        stop_servers(process)
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from nim_cookbook.data import data_path
 from nim_cookbook.models import load_registry
 from rag_service.local import LocalServices
 from tests.query_service import TOKEN, TestedService, environment, index_documents, running
-from tests.support import Servers, free_port_block, start_servers, stop_servers
+from tests.support import Servers, started_servers
 
 SEED = 20261127
 #: Requests that Schemathesis invents for an operation, beside those that cover its document.
@@ -188,20 +188,13 @@ def failed(recorder: Any) -> Iterator[tuple[Any, str]]:
 def own_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """Local servers of this module's own: the session's would train adapters for the user."""
     folder = tmp_path_factory.mktemp("servers")
-    base, key = free_port_block(), "nvapi-local-fake-key-for-fuzz"
-    process = start_servers(
-        base,
+    with started_servers(
         folder / "log",
+        "nvapi-local-fake-key-for-fuzz",
         COOKBOOK_MODELS="small",
-        COOKBOOK_LOCAL_KEY=key,
         COOKBOOK_ADAPTERS_DIR=str(folder / "adapters"),
-    )
-    try:
-        started = Servers(base, key, folder / "log")
-        started.wait()
-        yield started
-    finally:
-        stop_servers(process)
+    ) as (servers, _):
+        yield servers
 
 
 @pytest.fixture(scope="module")

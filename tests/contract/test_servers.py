@@ -21,7 +21,7 @@ import pytest
 from local_endpoints.options import base_url
 from local_endpoints.weights import folder_of
 from nim_cookbook.models import load_registry
-from tests.support import Servers, free_port_block, start_servers, stop_servers
+from tests.support import free_port_block, started_servers
 
 NAMES = ["chat", "embedding", "reranking", "catalog"]
 REGISTRY = load_registry()
@@ -374,11 +374,8 @@ class TestTheSetOfModels:
 @pytest.mark.long
 def test_refused_requests_leave_the_servers_memory_as_it_was(tmp_path):
     """Two dozen bodies of two megabytes at once took it from 0.7 to 2 GB, and it kept them."""
-    base, key = free_port_block(), "nvapi-local-fake-key-for-memory"
-    process = start_servers(base, tmp_path / "log", COOKBOOK_LOCAL_KEY=key, COOKBOOK_MODELS="small")
-    try:
-        servers = Servers(base, key)
-        servers.wait()
+    key = "nvapi-local-fake-key-for-memory"
+    with started_servers(tmp_path / "log", key, COOKBOOK_MODELS="small") as (servers, process):
         memory = psutil.Process(process.pid).memory_info
         before = memory().rss
         body = {
@@ -390,5 +387,3 @@ def test_refused_requests_leave_the_servers_memory_as_it_was(tmp_path):
             sent = [callers.submit(http.post, "/embeddings", json=body) for _ in range(24)]
             assert {reply.result().status_code for reply in sent} == {400}
         assert memory().rss - before < 400 << 20
-    finally:
-        stop_servers(process)

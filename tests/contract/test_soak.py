@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from nim_cookbook.models import load_registry
-from tests.support import Servers, free_port_block, start_servers, stop_servers
+from tests.support import Servers, started_servers
 
 SECONDS = int(os.environ.get("COOKBOOK_SOAK_SECONDS", "600"))
 CLIENTS = 64
@@ -32,14 +32,9 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(SECONDS + 600)]
 @pytest.fixture
 def loaded(tmp_path: Path) -> Iterator[tuple[Servers, psutil.Process]]:
     """Servers of their own, so that their memory is that of this load."""
-    base, key = free_port_block(), "nvapi-local-fake-key-for-the-soak"
-    process = start_servers(base, tmp_path / "log", COOKBOOK_LOCAL_KEY=key, COOKBOOK_MODELS="small")
-    try:
-        servers = Servers(base, key)
-        servers.wait()
+    key = "nvapi-local-fake-key-for-the-soak"
+    with started_servers(tmp_path / "log", key, COOKBOOK_MODELS="small") as (servers, process):
         yield servers, psutil.Process(process.pid)
-    finally:
-        stop_servers(process)
 
 
 def request(dice: random.Random) -> tuple[str, str, dict[str, object]]:

@@ -1,15 +1,24 @@
-"""What a stand-in with a route for everything else tells of the routes it really has."""
+"""What a stand-in tells of its routes: their errors, and the methods that a path has."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
+from pydantic import BaseModel
 from starlette.routing import BaseRoute, Match
 
 METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
 FASTAPI_OWN = "#/components/schemas/HTTPValidationError"
+
+
+def documented(body: type[BaseModel], *statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return errors with this body as FastAPI's `responses` wants them."""
+    return {
+        status: {"model": body, "description": HTTPStatus(status).phrase} for status in statuses
+    }
 
 
 def allowed(routes: Sequence[BaseRoute], request: Request) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from http import HTTPStatus
 from typing import Any, Literal
 
 from fastapi import FastAPI, Request, Response
@@ -18,8 +17,8 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute
 
+from local_endpoints import routes
 from local_endpoints.nim.errors import ClientGone, Problem
-from local_endpoints.routes import allowed
 
 
 class GradientError(Exception):
@@ -64,13 +63,9 @@ class Fault(BaseModel):
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return these errors as FastAPI's `responses` wants them; `BodyLimit` has a 413 of its own."""
-    return {
-        status: {
-            "model": Problem if status == 413 else Fault,
-            "description": HTTPStatus(status).phrase,
-        }
-        for status in statuses
-    }
+    return routes.documented(Fault, *statuses) | (
+        routes.documented(Problem, 413) if 413 in statuses else {}
+    )
 
 
 def unknown_adapter(identity: str) -> GradientError:
@@ -162,7 +157,10 @@ def install_handlers(app: FastAPI, served: Sequence[BaseRoute]) -> None:
     async def _http(request: Request, error: HTTPException) -> Response:
         if error.status_code != 405:
             return _response(failed(error.status_code, str(error.detail)), error.headers)
-        asked, methods = f"{request.method} {request.url.path[:80]}", allowed(served, request)
+        asked, methods = (
+            f"{request.method} {request.url.path[:80]}",
+            routes.allowed(served, request),
+        )
         if methods:
             message = f"{asked} is not offered: use {methods}."
             return _response(failed(405, message), {"Allow": methods})

@@ -17,6 +17,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from local_endpoints import routes
+
 
 class ApiError(Exception):
     """An error that a client should see.
@@ -51,9 +53,7 @@ class Problem(BaseModel):
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return these errors as FastAPI's `responses` wants them."""
-    return {
-        status: {"model": Problem, "description": HTTPStatus(status).phrase} for status in statuses
-    }
+    return routes.documented(Problem, *statuses)
 
 
 def error_body(status: int, detail: str, instance: str = "") -> dict[str, Any]:

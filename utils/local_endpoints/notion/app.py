@@ -6,7 +6,6 @@ Sources: https://developers.notion.com/reference; errors: /reference/status-code
 import secrets
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from http import HTTPStatus
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -21,7 +20,7 @@ from starlette.routing import BaseRoute
 
 from local_endpoints.notion.markdown import Json, plain
 from local_endpoints.notion.workspace import BlockNode, Page, Workspace
-from local_endpoints.routes import allowed, without_fastapi_errors
+from local_endpoints.routes import allowed, documented, without_fastapi_errors
 from local_endpoints.strict_json import StrictRoute
 
 OLD = "2022-06-28"
@@ -47,13 +46,6 @@ class Fault(BaseModel):
     code: str
     message: str
     request_id: UUID
-
-
-def _documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return these errors as FastAPI's `responses` wants them."""
-    return {
-        status: {"model": Fault, "description": HTTPStatus(status).phrase} for status in statuses
-    }
 
 
 def _response(error: NotionError, headers: Mapping[str, str] | None = None) -> JSONResponse:
@@ -243,7 +235,7 @@ def _routes(space: Workspace, gate: Gate) -> APIRouter:
         route_class=StrictRoute,
         prefix="/v1",
         dependencies=[Depends(gate)],
-        responses=_documented(400, 401, 404),
+        responses=documented(Fault, 400, 401, 404),
     )
 
     def get(kind: str, identity: UUID) -> Page:
