@@ -168,7 +168,6 @@ def test_a_model_without_tools_refuses_them(servers, body):
         ({"guided_json": FILM, "guided_choice": ["a"]}, 400),
         ({"guided_json": {"type": "nonsense"}}, 400),
         ({"top_logprobs": 2}, 400),
-        ({"chat_template_kwargs": {"enable_thinking": True}}, 400),
         ({"stream_options": {"include_usage": True}}, 400),
         ({"tool_choice": "required"}, 400),
         ({"messages": [{"role": "user", "content": "hi " * 6000}]}, 400),
@@ -193,6 +192,16 @@ def test_what_is_no_strict_json_is_refused(servers, path, content):
         answer = http.post(path, content=body, headers=headers)
     assert answer.status_code == 422, answer.text
     assert "JSON" in answer.json()["detail"]
+
+
+def test_what_the_template_does_not_read_is_ignored_as_vllm_does(servers):
+    kwargs = {"enable_thinking": False, "thinking_of": "nothing"}
+    plain, with_kwargs = (
+        post(servers, temperature=0, max_tokens=8, **more)
+        for more in ({}, {"chat_template_kwargs": kwargs})
+    )
+    assert with_kwargs.status_code == 200, with_kwargs.text
+    assert with_kwargs.json()["choices"] == plain.json()["choices"]
 
 
 def test_refusals_say_what_to_do(servers):

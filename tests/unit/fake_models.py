@@ -33,6 +33,9 @@ class FakeModels:
         embedded: The chunks that were embedded, in order; no questions.
         prompts: The last message of each chat.
         ranked: The requests for a ranking.
+        chats: The requests for a chat.
+        said: What the chat model says.
+        finish_reason: Why it ends.
         width: Width of the vectors.
         failing: Status with which every request is refused, if any.
     """
@@ -41,6 +44,9 @@ class FakeModels:
     embedded: list[str] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
     ranked: list[dict[str, Any]] = field(default_factory=list)
+    chats: list[dict[str, Any]] = field(default_factory=list)
+    said: str = f" {ANSWER}\n"
+    finish_reason: str = "stop"
     width: int = 64
     refusal_logit: float | None = None
     failing: int = 0
@@ -77,14 +83,15 @@ class FakeModels:
             logits = [float(len(asked & _words(p["text"]))) for p in body["passages"]]
             order = sorted(range(len(logits)), key=lambda n: -logits[n])
             return {"rankings": [{"index": n, "logit": logits[n]} for n in order]}
+        self.chats.append(body)
         self.prompts.append(body["messages"][-1]["content"])
-        message = {"role": "assistant", "content": f" {ANSWER}\n"}
+        message = {"role": "assistant", "content": self.said, "reasoning_content": "Let me see."}
         return {
             "id": "1",
             "object": "chat.completion",
             "created": 0,
             "model": body["model"],
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "choices": [{"index": 0, "message": message, "finish_reason": self.finish_reason}],
             "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
         }
 

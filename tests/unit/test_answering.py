@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import yaml
 from haystack import Document, Pipeline
 from haystack_integrations.document_stores.qdrant import QdrantDocumentStore
 
-from nim_cookbook.answering import REFUSAL, Answer, ask, citation, query_pipeline
-from nim_cookbook.endpoints import Endpoints
+from nim_cookbook.answering import (
+    MAX_TOKENS,
+    REFUSAL,
+    Answer,
+    ask,
+    citation,
+    no_answer,
+    query_pipeline,
+)
+from nim_cookbook.endpoints import Endpoints, thinking_fields
+from nim_cookbook.evaluation import Query, evaluate_answers
 from nim_cookbook.scoring import refuses
 from tests.unit.fake_models import ANSWER, KEY, KEY_VARIABLE, FakeModels, serving
 
@@ -94,6 +104,29 @@ def test_nothing_found_is_a_refusal_whatever_the_threshold(models, api, store):
     answer = ask(query_pipeline(api, store), QUESTION, nothing)
     assert (answer.refused, answer.text, answer.sources, answer.score) == (True, REFUSAL, (), None)
     assert models.prompts == []
+
+
+@pytest.mark.parametrize("said", ["", "  ", "It is"])
+def test_an_empty_or_cut_off_answer_is_none_and_no_refusal(models, api, store, said):
+    models.said, models.finish_reason = said, "length"
+    answer = ask(query_pipeline(api, store), QUESTION)
+    assert (answer.text, answer.refused, answer.finish_reason) == ("", False, "length")
+    assert not refuses(answer.text)
+    (judged,) = evaluate_answers([Query("q", QUESTION, answers=())], [answer.text]).rows
+    assert not judged.right
+    assert "COOKBOOK_THINKING" in no_answer("some/model", answer.finish_reason)
+
+
+@pytest.mark.parametrize("budget", [0, 500])
+def test_thinking_is_limited_and_the_answer_has_its_own_tokens(models, api, store, budget):
+    fields = thinking_fields(budget)
+    chat = replace(api.chat, thinking=budget, extra_body=fields)
+    both = {"embedding": api.embedding, "reranking": api.reranking}
+    answer = ask(query_pipeline(Endpoints("hosted", {**both, "chat": chat}), store), QUESTION)
+    assert answer.text == ANSWER, "and not what the model thought"
+    (sent,) = models.chats
+    assert {name: sent.get(name) for name in fields} == fields
+    assert sent["max_tokens"] == MAX_TOKENS + budget
 
 
 def test_the_refusal_counts_as_one():

@@ -147,6 +147,34 @@ def test_hosted():
     assert endpoints.connect().chat.url == "https://eu.api.nvidia.com/v1"
 
 
+OFF = {"chat_template_kwargs": {"enable_thinking": False}}
+
+
+def test_the_hosted_model_does_not_think_unless_it_is_asked_to(nim):
+    use(COOKBOOK_ENDPOINTS="hosted", NVIDIA_API_KEY=FAKE)
+    found = endpoints.connect()
+    assert (found.chat.thinking, found.chat.extra_body) == (0, OFF)
+    assert found.embedding.extra_body == found.reranking.extra_body == {}
+    use(COOKBOOK_THINKING="500")
+    chat = endpoints.connect().chat
+    assert chat.thinking == 500
+    thinks = {"chat_template_kwargs": {"enable_thinking": True}, "reasoning_budget": 500}
+    assert chat.extra_body == thinks
+
+
+def test_another_model_is_told_so_only_where_it_is_set(nim):
+    assert self_hosted(nim).chat.extra_body == {}
+    assert self_hosted(nim, COOKBOOK_THINKING="Off").chat.extra_body == OFF
+    assert self_hosted(nim, COOKBOOK_THINKING="64").chat.thinking == 64
+
+
+@pytest.mark.parametrize("text", ["on", "0", "-1", "32769", "1.5", "99999999", "\u0663"])
+def test_thinking_is_off_or_a_number_of_tokens(text):
+    use(COOKBOOK_ENDPOINTS="hosted", NVIDIA_API_KEY=FAKE, COOKBOOK_THINKING=text)
+    with pytest.raises(ConfigurationError, match="COOKBOOK_THINKING is .*set it to off"):
+        endpoints.connect()
+
+
 @pytest.mark.parametrize(
     "url",
     [

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from haystack.marshal import YamlMarshaller
 
-from nim_cookbook.answering import TOP_K
-from nim_cookbook.endpoints import Endpoint, Endpoints
+from nim_cookbook.answering import MAX_TOKENS, TOP_K
+from nim_cookbook.endpoints import Endpoint, Endpoints, thinking_fields
 from nim_cookbook.errors import ConfigurationError
 from nim_cookbook.models import ROLES
 from rag_service import pipelines
@@ -95,6 +96,20 @@ def test_a_loaded_pipeline_asks_the_endpoints_of_this_installation(
     assert set(re.findall(r"http://(\w+)\.test/v1", text)) == set(roles)
     assert "integrate.api.nvidia.com" not in text
     assert "NVIDIA_API_KEY" not in text
+
+
+@pytest.mark.parametrize("budget", [0, 300])
+def test_a_loaded_pipeline_lets_the_model_think_as_configured(
+    budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIM_API_KEY", "not-needed")
+    api = endpoints()
+    chat = replace(api.chat, thinking=budget, extra_body=thinking_fields(budget))
+    roles = {"embedding": api.embedding, "reranking": api.reranking, "chat": chat}
+    parts = load("ask", Endpoints("self-hosted", roles)).to_dict()["components"]
+    options = parts["generator"]["init_parameters"]["generation_kwargs"]
+    assert options["extra_body"] == thinking_fields(budget)
+    assert options["max_tokens"] == MAX_TOKENS + budget
 
 
 @pytest.mark.parametrize("threshold", [None, -3.25])

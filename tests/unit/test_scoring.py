@@ -66,7 +66,6 @@ def test_contains_whole_words(answer, references, expected):
         "There is no information about Madrid.",
         "There isn't enough information, and not enough context.",
         "UNKNOWN",
-        "  ",
     ],
 )
 def test_refusals(answer):
@@ -82,6 +81,8 @@ def test_refusals(answer):
         "Mark is a baker.",
         "Note: the Golden Gate Bridge was built in 1933.",
         "Nobody but Giorgio.",
+        "",
+        "  ",
     ],
 )
 def test_answers_that_are_no_refusals(answer):

@@ -85,7 +85,7 @@ def ask(
             if as_json:
                 print(_as_json(answer, threshold, weights), file=output, flush=True)
             else:
-                _show(answer, threshold, console)
+                _show(answer, api.chat.model, threshold, console)
         if not as_json:
             _say(console, caption(weights, ROLES), style="dim")
     return 0
@@ -257,10 +257,11 @@ def _typed(prompt: IO[str]) -> str:
     return input()
 
 
-def _show(answer: Answer, threshold: float | None, console: Console) -> None:
+def _show(answer: Answer, model: str, threshold: float | None, console: Console) -> None:
     """Show an answer and its sources."""
     _say(console, "")
-    _say(console, answer.text or "The model gave no answer; the sources follow.", style="bold")
+    text = answer.text or answering.no_answer(model, answer.finish_reason)
+    _say(console, text, style="bold")
     if answer.refused and answer.score is None:
         _say(console, "Nothing was found.", style="dim")
     elif answer.refused:
@@ -285,6 +286,7 @@ def _as_json(answer: Answer, threshold: float | None, weights: Mapping[str, str]
             "question": answer.question,
             "answer": answer.text,
             "refused": answer.refused,
+            "finish_reason": answer.finish_reason,
             "score": answer.score,
             "threshold": threshold,
             "sources": [

@@ -24,7 +24,7 @@ from haystack_integrations.components.rankers.nvidia import NvidiaRanker
 from haystack_integrations.components.retrievers.qdrant import QdrantEmbeddingRetriever
 from haystack_integrations.document_stores.qdrant import QdrantDocumentStore
 
-from nim_cookbook.endpoints import Endpoints
+from nim_cookbook.endpoints import THINKING, Endpoints
 
 #: What is said when no chunk is good enough; `nim_cookbook.scoring.refuses` knows it.
 REFUSAL = "The documents do not tell."
@@ -55,11 +55,13 @@ class Answer:
 
     Attributes:
         question: The question.
-        text: The answer, or `REFUSAL`; empty when the model said nothing.
+        text: The answer, or `REFUSAL`; empty when the model said nothing that can be used.
         refused: Whether no chunk was good enough, so that the model was not asked. A model may
             also refuse in its own words; `nim_cookbook.scoring.refuses` tells.
         sources: The chunks that the model was shown, the best first, with the reranker's logits
             as their scores; none after a refusal.
+        finish_reason: Why the model ended, as it said: `stop`, or `length` when the answer was cut
+            off; None when it was not asked.
         score: The logit of the best chunk, whether it was shown or not; None when nothing was
             found.
     """
@@ -69,6 +71,7 @@ class Answer:
     refused: bool
     sources: tuple[Document, ...]
     score: float | None = None
+    finish_reason: str | None = None
 
 
 def query_pipeline(
@@ -127,7 +130,12 @@ def query_pipeline(
             model=api.chat.model,
             api_base_url=api.chat.url,
             api_key=Secret.from_env_var(api.chat.key_variable),
-            generation_kwargs={"temperature": 0, "seed": 1, "max_tokens": MAX_TOKENS},
+            generation_kwargs={
+                "temperature": 0,
+                "seed": 1,
+                "max_tokens": MAX_TOKENS + api.chat.thinking,
+                "extra_body": api.chat.extra_body,
+            },
         ),
     )
     pipeline.connect("text_embedder.embedding", "retriever.query_embedding")
@@ -193,8 +201,30 @@ def answer_of(question: str, result: Mapping[str, Any]) -> Answer:
     best = ranked[0].score if ranked else None
     if "generator" not in result:
         return Answer(question, result["router"]["refusal"], True, (), best)
-    text = (result["generator"]["replies"][0].text or "").strip()
-    return Answer(question, text, False, tuple(ranked), best)
+    reply: ChatMessage = result["generator"]["replies"][0]
+    return Answer(
+        question, answer_text(reply), False, tuple(ranked), best, reply.meta.get("finish_reason")
+    )
+
+
+def answer_text(reply: ChatMessage) -> str:
+    """Return what a model answered; empty when it was cut off before its end.
+
+    Half an answer may say the contrary of the whole one. What a model thought is in
+    `reply.reasoning`, and is no answer.
+    """
+    cut_off = reply.meta.get("finish_reason") == "length"
+    return "" if cut_off else (reply.text or "").strip()
+
+
+def no_answer(model: str, finish_reason: str | None) -> str:
+    """Return the sentence for an answer that is empty: what happened and what to do."""
+    if finish_reason == "length":
+        return (
+            f"{model} used up its tokens before its answer ended: allow it more with `max_tokens`, "
+            f"and if it thinks first, set {THINKING} to off."
+        )
+    return f"{model} answered with nothing: ask again, or choose another model."
 
 
 def citation(document: Document) -> str:

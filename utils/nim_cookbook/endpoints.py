@@ -13,7 +13,8 @@ A notebook calls `connect()` and never needs to know the mode:
 no key), `hosted` (NVIDIA's API catalog, `NVIDIA_API_KEY`) or `self-hosted` (your own NIM
 containers, `NIM_CHAT_URL`, `NIM_EMBEDDING_URL`, `NIM_RERANKING_URL`). In hosted mode
 `NVIDIA_EMBEDDINGS_URL`, `NVIDIA_EMBEDDINGS_KEY` and `NVIDIA_EMBEDDINGS_MODEL`, each optional, take
-the embedding model elsewhere; the key holds in self-hosted mode too. A `.env` file is read and does
+the embedding model elsewhere; the key holds in self-hosted mode too. `COOKBOOK_THINKING` is `off` (the
+default) or the tokens that a chat model may think before it answers. A `.env` file is read and does
 not override the environment.
 """
 
@@ -24,7 +25,7 @@ import re
 import time
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -52,6 +53,9 @@ HOSTED_URL = "https://integrate.api.nvidia.com/v1"
 EMBEDDINGS_URL = "NVIDIA_EMBEDDINGS_URL"
 EMBEDDINGS_MODEL = "NVIDIA_EMBEDDINGS_MODEL"
 PEFT_SOURCE = "NIM_PEFT_SOURCE"
+THINKING = "COOKBOOK_THINKING"
+# The most that NVIDIA's API reference allows as `reasoning_budget`, read 2026-11-27.
+MOST_THINKING = 32768
 # Hosted models may have to be woken up; nothing local takes that long.
 PROGRESS_SECONDS = 5.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -91,6 +95,10 @@ class Endpoint:
             model has a full URL of its own, elsewhere it is the same as `url`.
         refusal_logit: For reranking, the least logit of the best chunk for a question to be
             answered, where the registry has one for the model that answers.
+        thinking: For chat, the tokens that the model may think before it answers, which a limit on
+            the answer has to leave room for: 0 where it does not think.
+        extra_body: For chat, the fields beyond OpenAI's that say so in a request; empty where
+            nothing needs to be said.
     """
 
     role: Role
@@ -100,6 +108,8 @@ class Endpoint:
     weights: str
     rerank_url: str | None = None
     refusal_logit: float | None = None
+    thinking: int = 0
+    extra_body: dict[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -364,6 +374,7 @@ def _hosted() -> Endpoints:
             weights=f"{model.id} (hosted by NVIDIA)",
             rerank_url=model.hosted_url,
             refusal_logit=model.refusal_logit,
+            **(thinking(model.id) if role == "chat" else {}),
         )
     endpoints["embedding"] = _own_embedding(endpoints["embedding"])
     return Endpoints("hosted", endpoints)
@@ -413,13 +424,15 @@ def _self_hosted(wait: float = 0) -> Endpoints:
             _wait_until_ready(role, url, key, deadline)
         named = f"NIM_{role.upper()}_MODEL"
         model = _served_model(role, url, key, variable, named, key_variable)
+        local = stand_in(url, role, key)
         endpoints[role] = Endpoint(
             role=role,
             url=url,
             model=model,
             key_variable=key_variable,
             rerank_url=url if role == "reranking" else None,
-            **stand_in(url, role, key) or _own(model),
+            **local or _own(model),
+            **(thinking(model) if role == "chat" and not local else {}),
         )
     return Endpoints("self-hosted", endpoints)
 
@@ -484,6 +497,42 @@ def _served_model(
         )
     default = load_registry().default(role).id
     return wanted or (default if default in listed else listed[0])
+
+
+def thinking(model: str) -> dict[str, Any]:
+    """Return how long a model of NVIDIA's hosts or of one's own NIM thinks, and how that is said.
+
+    A model that is known to think is told how long, or not to. One that is not in the registry is
+    told only where `COOKBOOK_THINKING` is set: not every server takes the fields.
+
+    Returns:
+        The attributes `thinking` and `extra_body` of an `Endpoint`.
+
+    Raises:
+        ConfigurationError: `COOKBOOK_THINKING` is neither `off` nor a number of tokens.
+    """
+    text = os.environ.get(THINKING, "").strip().lower()
+    budget = 0 if text in ("", "off") else int(text) if re.fullmatch(r"\d{1,5}", text) else -1
+    if not (budget == 0 and text != "0") and not 1 <= budget <= MOST_THINKING:
+        raise ConfigurationError(
+            f"{THINKING} is {shown(text)}: set it to off, or to the tokens that the chat model may "
+            f"think before it answers, from 1 to {MOST_THINKING}."
+        )
+    try:
+        thinks = load_registry().model(model).thinks
+    except UnknownModelError:
+        thinks = bool(text)
+    return {"thinking": budget, "extra_body": thinking_fields(budget)} if thinks else {}
+
+
+def thinking_fields(budget: int) -> dict[str, Any]:
+    """Return the fields of a chat request that let a Nemotron think for so many tokens; 0 for none.
+
+    `chat_template_kwargs` is vLLM's and NIM's, `reasoning_budget` is in NVIDIA's API reference of
+    the reasoning Nemotrons (docs.api.nvidia.com, read 2026-11-27).
+    """
+    fields: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": budget > 0}}
+    return {**fields, "reasoning_budget": budget} if budget else fields
 
 
 def stand_in(url: str, role: Role, key: str) -> dict[str, Any] | None:

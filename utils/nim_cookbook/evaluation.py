@@ -451,7 +451,7 @@ def _judged(
     asked, said = normalise(query.question), f" {normalise(answer)} "
     others = any(f" {form} " in said for form in known - own if form not in asked)
     refused, held = refuses(answer), contains(answer, query.answers)
-    unsupported = refused or chunks is None
+    unsupported = refused or chunks is None or not answer.strip()  # it says nothing
     return JudgedAnswer(
         query,
         answer,

@@ -40,6 +40,7 @@ class CatalogModel:
     max_tokens: int | None = None  # longest input in tokens, where the documentation states it
     # the full hosted URL, for reranking models, each of which has its own
     hosted_url: str | None = None
+    thinks: bool = False  # whether it reasons before it answers unless told not to (chat only)
     note: str = ""  # a remark for the reader, or an empty string
     # for reranking models, as in `Weights`, where it was measured
     refusal_logit: float | None = None

@@ -50,8 +50,9 @@ def contains(answer: str, references: str | Iterable[str]) -> bool:
 def refuses(answer: str) -> bool:
     """Tell whether an answer says that it does not know; English only, by its wording.
 
-    An empty answer counts as a refusal: it claims nothing.
+    An empty answer is none: a model that thinks for all its tokens says nothing, and has not
+    refused.
     """
     text = unicodedata.normalize("NFKC", answer).casefold().replace("\u2019", "'")
     text = " ".join(text.split())
-    return not text or _REFUSAL.search(text) is not None
+    return _REFUSAL.search(text) is not None

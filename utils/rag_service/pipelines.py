@@ -34,7 +34,7 @@ from haystack_integrations.components.rankers.nvidia.truncate import RankerTrunc
 from haystack_integrations.document_stores.qdrant import QdrantDocumentStore
 
 from nim_cookbook import answering, indexing
-from nim_cookbook.endpoints import HOSTED_URL, Endpoint, Endpoints
+from nim_cookbook.endpoints import HOSTED_URL, Endpoint, Endpoints, thinking_fields
 from nim_cookbook.errors import ConfigurationError, CookbookError
 from nim_cookbook.keys import NVIDIA_KEY
 from nim_cookbook.models import ROLES, Role, load_registry
@@ -171,7 +171,7 @@ def _over(store: DocumentStore, components: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _point(component: dict[str, Any], api: Endpoints) -> None:
-    """Put an endpoint's address, model and key variable into a component's settings."""
+    """Put an endpoint's address, model, key variable and thinking into a component's settings."""
     role = _ROLE_OF.get(component["type"].rpartition(".")[2])
     if role is None:
         return
@@ -180,6 +180,12 @@ def _point(component: dict[str, Any], api: Endpoints) -> None:
     settings["model"] = endpoint.model
     settings["api_base_url" if role == "chat" else "api_url"] = endpoint.url
     settings["api_key"] = Secret.from_env_var(endpoint.key_variable).to_dict()
+    if role == "chat":
+        options = settings["generation_kwargs"] or {}
+        options = {**options, "extra_body": endpoint.extra_body}
+        if endpoint.thinking and "max_tokens" in options:
+            options["max_tokens"] += endpoint.thinking
+        settings["generation_kwargs"] = options
 
 
 def _catalog() -> Endpoints:
@@ -194,6 +200,7 @@ def _catalog() -> Endpoints:
                 key_variable=NVIDIA_KEY,
                 weights=f"{registry.default(role).id} (hosted by NVIDIA)",
                 rerank_url=registry.default(role).hosted_url,
+                extra_body=thinking_fields(0) if role == "chat" else {},
             )
             for role in ROLES
         },

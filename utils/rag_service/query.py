@@ -31,7 +31,7 @@ from haystack.document_stores.types import DocumentStore
 from haystack.errors import FilterError
 from pydantic import BaseModel, Field
 
-from nim_cookbook.answering import answer_of, citation, page
+from nim_cookbook.answering import answer_of, citation, no_answer, page
 from nim_cookbook.endpoints import Endpoints, connect
 from nim_cookbook.errors import ConfigurationError, CookbookError, causes
 from nim_cookbook.explain import explain
@@ -81,12 +81,14 @@ class Reply(BaseModel):
     Attributes:
         answer: The answer, or what is said instead.
         refused: Whether no chunk was good enough, so that the model was not asked.
+        finish_reason: Why the model ended, `stop` as a rule; None when it was not asked.
         sources: What the model was shown, the best first.
         weights: What really answered, by role.
     """
 
     answer: str
     refused: bool
+    finish_reason: str | None
     sources: list[Source]
     weights: dict[str, str]
 
@@ -190,6 +192,10 @@ class Ask(BasePipelineWrapper):
         Args:
             question: The question.
             filters: Which chunks may be found, as Haystack writes filters.
+
+        Raises:
+            HTTPException: 422 for the question or the filters, 502 for a model that does not answer
+                or whose answer is empty or cut off.
         """
         with_question = inputs(question, filters)
         try:
@@ -211,7 +217,8 @@ class Ask(BasePipelineWrapper):
             return self._stream(model, question, inputs(question))
         reply = await self.run_api_async(question)
         message = Message(role="assistant", content=reply.answer + listing(reply.sources))
-        choice = Choice(index=0, message=message, finish_reason="stop")
+        finish = reply.finish_reason or "stop"  # a refusal is a whole answer
+        choice = Choice(index=0, message=message, finish_reason=finish)
         name = f"chatcmpl-{uuid.uuid4().hex}"
         return completion(name, model, "chat.completion", choice, reply.sources)
 
@@ -244,17 +251,24 @@ class Ask(BasePipelineWrapper):
             # The status line is long gone; the reader gets the reason as text.
             yield chunk(f"\n\nError: {as_http(error).detail}", finish="stop")
             return
-        reply = self._reply(question, results[0])
+        try:
+            reply = self._reply(question, results[0])
+        except HTTPException as error:
+            yield chunk(f"\n\nError: {error.detail}", finish="length")
+            return
         if reply.refused:
             yield chunk(reply.answer)
         yield chunk(listing(reply.sources), reply.sources)
-        yield chunk("", finish="stop")
+        yield chunk("", finish=reply.finish_reason or "stop")
 
     def _reply(self, question: str, result: Mapping[str, Any]) -> Reply:
         answer = answer_of(question, result)
+        if not answer.text:
+            raise HTTPException(502, no_answer(self.service.api.chat.model, answer.finish_reason))
         return Reply(
             answer=answer.text,
             refused=answer.refused,
+            finish_reason=answer.finish_reason,
             sources=[source(chunk) for chunk in answer.sources],
             weights={str(role): name for role, name in self.service.api.weights.items()},
         )

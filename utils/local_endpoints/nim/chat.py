@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
@@ -137,19 +136,6 @@ def _response_format(body: ChatRequest) -> Json | None:
     return asked.model_dump(by_alias=True, exclude_none=True)
 
 
-def _check_template_arguments(arguments: Json, template: str) -> None:
-    """Refuse arguments that the model's chat template never reads.
-
-    Raises:
-        ApiError: 400, naming them.
-    """
-    unread = [name for name in arguments if not re.search(rf"\b{re.escape(name)}\b", template)]
-    if unread:
-        raise ApiError(
-            400, f"This model's chat template does not read {', '.join(unread)}: leave it out."
-        )
-
-
 def _tools(body: ChatRequest) -> tuple[list[Json], bool]:
     """Return the tools that the model may call and whether it must.
 
@@ -190,7 +176,7 @@ class ChatTranslator:
         elif body.top_logprobs is not None:
             raise ApiError(400, "top_logprobs is only allowed when logprobs is true.")
         if body.chat_template_kwargs:
-            _check_template_arguments(body.chat_template_kwargs, engine.template)
+            # A key that the template does not read is ignored, as vLLM does.
             self.request["chat_template_kwargs"] = body.chat_template_kwargs
         self._add_messages(body, engine)
 

@@ -91,11 +91,6 @@ class AdaptableEngine:
         return self._current.engine.adapters if self._current is not None else {}
 
     @property
-    def template(self) -> str:
-        """The model's chat template."""
-        return self._engine.template
-
-    @property
     def knows_tools(self) -> bool:
         """Whether the chat template shows tools to the model, and its calls."""
         return self._engine.knows_tools

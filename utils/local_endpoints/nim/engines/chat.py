@@ -112,7 +112,6 @@ class ChatEngine:
             ) from error
         self._client = self._open_client()
         self.knows_tools = False
-        self.template = ""
 
     def _with_adapters(self) -> str:
         return f" with the adapters {', '.join(self.adapters)}" if self.adapters else ""
@@ -162,7 +161,6 @@ class ChatEngine:
     async def start(self) -> None:
         """Read what the model's chat template can do; the engine is ready after it."""
         properties = (await self._client.get("/props")).json()
-        self.template = str(properties.get("chat_template", ""))
         capabilities = properties.get("chat_template_caps", {})
         self.knows_tools = all(
             capabilities.get(name) for name in ("supports_tools", "supports_tool_calls")
