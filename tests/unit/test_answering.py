@@ -112,7 +112,7 @@ def test_an_empty_or_cut_off_answer_is_none_and_no_refusal(models, api, store, s
     answer = ask(query_pipeline(api, store), QUESTION)
     assert (answer.text, answer.refused, answer.finish_reason) == ("", False, "length")
     assert not refuses(answer.text)
-    (judged,) = evaluate_answers([Query("q", QUESTION, answers=())], [answer.text]).rows
+    (judged,) = evaluate_answers([Query("q", QUESTION, (), "unanswerable", ())], [answer.text]).rows
     assert not judged.right
     assert "COOKBOOK_THINKING" in no_answer("some/model", answer.finish_reason)
 
