@@ -171,7 +171,7 @@ def test_another_model_is_told_so_only_where_it_is_set(nim):
 @pytest.mark.parametrize("text", ["on", "0", "-1", "32769", "1.5", "99999999", "\u0663"])
 def test_thinking_is_off_or_a_number_of_tokens(text):
     use(COOKBOOK_ENDPOINTS="hosted", NVIDIA_API_KEY=FAKE, COOKBOOK_THINKING=text)
-    with pytest.raises(ConfigurationError, match="COOKBOOK_THINKING is .*set it to off"):
+    with pytest.raises(ConfigurationError, match=r"COOKBOOK_THINKING is .*set it to off"):
         endpoints.connect()
 
 

@@ -13,9 +13,9 @@ A notebook calls `connect()` and never needs to know the mode:
 no key), `hosted` (NVIDIA's API catalog, `NVIDIA_API_KEY`) or `self-hosted` (your own NIM
 containers, `NIM_CHAT_URL`, `NIM_EMBEDDING_URL`, `NIM_RERANKING_URL`). In hosted mode
 `NVIDIA_EMBEDDINGS_URL`, `NVIDIA_EMBEDDINGS_KEY` and `NVIDIA_EMBEDDINGS_MODEL`, each optional, take
-the embedding model elsewhere; the key holds in self-hosted mode too. `COOKBOOK_THINKING` is `off` (the
-default) or the tokens that a chat model may think before it answers. A `.env` file is read and does
-not override the environment.
+the embedding model elsewhere; the key holds in self-hosted mode too. `COOKBOOK_THINKING` is `off`,
+as when it is not set, or the tokens that a chat model may think before it answers. A `.env` file is
+read and does not override the environment.
 """
 
 from __future__ import annotations
