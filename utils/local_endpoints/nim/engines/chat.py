@@ -202,12 +202,33 @@ class ChatEngine:
             UnknownAdapter: No such adapter is loaded.
             EngineStopped: llama.cpp stopped meanwhile.
         """
-        request = {**self._choose(body, adapter), "stream": False}
+        answer = await self._post(path, {**self._choose(body, adapter), "stream": False})
+        return self._public(answer, body["model"], adapter)
+
+    async def _post(self, path: str, body: Json) -> Json:
         with _stop_noticed():
-            answer = await self._client.post(path, json=request)
+            answer = await self._client.post(path, json=body)
         if answer.status_code != 200:
             raise _failure(answer.content)
-        return self._public(answer.json(), body["model"], adapter)
+        return dict(answer.json())
+
+    async def render(self, body: Json) -> str:
+        """Return the text that the model reads of a chat; errors are those of `complete`."""
+        return str((await self._post("/apply-template", body))["prompt"])
+
+    async def tokenize(self, text: str) -> list[tuple[int, str]]:
+        """Return the tokens of a prompt as the model reads it, each with its text."""
+        body = {"content": text, "add_special": True, "parse_special": True, "with_pieces": True}
+        found = (await self._post("/tokenize", body))["tokens"]
+        # A piece that is no UTF-8 comes as a list of its bytes.
+        return [
+            (token["id"], p if isinstance(p := token["piece"], str) else bytes(p).decode("utf-8", "replace"))
+            for token in found
+        ]
+
+    async def detokenize(self, tokens: list[int]) -> str:
+        """Return the text of tokens."""
+        return str((await self._post("/detokenize", {"tokens": tokens}))["content"])
 
     async def stream(
         self, path: str, body: Json, adapter: str | None = None
