@@ -108,12 +108,6 @@ class Tokenized(BaseModel):
     token_strs: list[str] | None
 
 
-class Detokenized(BaseModel):
-    """The text of some tokens."""
-
-    prompt: str
-
-
 class EmbeddingEntry(BaseModel):
     """The vector of one text: numbers, or base64 of little-endian float32."""
 

@@ -258,6 +258,8 @@ class TokenizeRequest(VllmBody):
         default=None, min_length=1, max_length=MAX_MESSAGES
     )
     tools: list[Tool] | None = Field(default=None, max_length=MAX_TOOLS)
+    add_special_tokens: bool = True
+    add_generation_prompt: Literal[True] = True
     return_token_strs: bool = False
 
     @model_validator(mode="after")
@@ -266,12 +268,6 @@ class TokenizeRequest(VllmBody):
             raise ValueError("Give a prompt or messages, one of both.")
         return self
 
-
-class DetokenizeRequest(VllmBody):
-    """Body of ``POST /detokenize``."""
-
-    model: str | None = None
-    tokens: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(max_length=2**17)
 
 
 class EmbeddingRequest(Body):

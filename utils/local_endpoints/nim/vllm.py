@@ -1,20 +1,20 @@
-"""What a NIM LLM 2.x has beside the chat routes: vLLM's tokenizer, and paths not served here."""
+"""What a NIM LLM 2.x has beside the chat routes: its tokenizer, and paths not served here."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
-from local_endpoints.nim.answers import Detokenized, Tokenized
+from local_endpoints.nim.answers import Tokenized
 from local_endpoints.nim.chat import ENGINE_ERRORS, ChatTranslator, Service, api_error, check_size
 from local_endpoints.nim.common import FastJSONResponse
 from local_endpoints.nim.engines.adaptable import AdaptableEngine
 from local_endpoints.nim.errors import VLLM_ERRORS, ApiError
-from local_endpoints.nim.schemas import DetokenizeRequest, TokenizeRequest, VllmChatRequest
+from local_endpoints.nim.schemas import TokenizeRequest, VllmChatRequest
 from local_endpoints.strict_json import StrictRoute
 
 NOT_SERVED = (
     *("/v1/responses", "/v1/messages", "/v1/messages/count_tokens"),
-    *("/v1/chat/completions/render", "/v1/completions/render"),
+    *("/v1/chat/completions/render", "/v1/completions/render", "/detokenize"),
 )
 
 
@@ -35,18 +35,15 @@ def router(service: Service) -> APIRouter:
         responses=VLLM_ERRORS.documented(400, 404, 413, 503),
     )
 
-    def engine_for(model: str | None) -> AdaptableEngine:
-        """Return the engine; an adapter has its base model's tokenizer."""
-        if model is not None and model not in service.adapters:
-            service.check(model)
-        return service.require_engine()
-
     @routes.post("/tokenize", response_model=None, responses={200: {"model": Tokenized}})
     async def tokenize(body: TokenizeRequest) -> Response:
         """Return the tokens of a text, or of a chat in the model's template."""
-        engine = engine_for(body.model)
+        if body.model is not None and body.model not in service.adapters:
+            service.check(body.model)
+        engine = service.require_engine()
         try:
-            tokens = await engine.tokenize(await _text(body, engine))
+            text = await _text(body, engine)
+            tokens = await engine.tokenize(text, body.add_special_tokens)
         except ENGINE_ERRORS as error:
             raise api_error(error, engine.context) from error
         return FastJSONResponse(
@@ -57,15 +54,6 @@ def router(service: Service) -> APIRouter:
                 "token_strs": [piece for _, piece in tokens] if body.return_token_strs else None,
             }
         )
-
-    @routes.post("/detokenize", response_model=None, responses={200: {"model": Detokenized}})
-    async def detokenize(body: DetokenizeRequest) -> Response:
-        """Return the text of some tokens."""
-        engine = engine_for(body.model)
-        try:
-            return FastJSONResponse({"prompt": await engine.detokenize(body.tokens)})
-        except ENGINE_ERRORS as error:
-            raise api_error(error, engine.context) from error
 
     def refuse(path: str) -> None:
         @routes.post(path, include_in_schema=False)

@@ -174,15 +174,10 @@ class AdaptableEngine:
         async with self._require().request() as engine:
             return await engine.render(body)
 
-    async def tokenize(self, text: str) -> list[tuple[int, str]]:
+    async def tokenize(self, text: str, special: bool) -> list[tuple[int, str]]:
         """Return a text's tokens; see `ChatEngine.tokenize`."""
         async with self._require().request() as engine:
-            return await engine.tokenize(text)
-
-    async def detokenize(self, tokens: list[int]) -> str:
-        """Return the text of tokens; see `ChatEngine.detokenize`."""
-        async with self._require().request() as engine:
-            return await engine.detokenize(tokens)
+            return await engine.tokenize(text, special)
 
     def abandon(self) -> None:
         """Leave llama.cpp to the end of the process; see `ChatEngine.abandon`."""

@@ -216,19 +216,16 @@ class ChatEngine:
         """Return the text that the model reads of a chat; errors are those of `complete`."""
         return str((await self._post("/apply-template", body))["prompt"])
 
-    async def tokenize(self, text: str) -> list[tuple[int, str]]:
-        """Return the tokens of a prompt as the model reads it, each with its text."""
-        body = {"content": text, "add_special": True, "parse_special": True, "with_pieces": True}
-        found = (await self._post("/tokenize", body))["tokens"]
-        # A piece that is no UTF-8 comes as a list of its bytes.
-        return [
-            (token["id"], p if isinstance(p := token["piece"], str) else bytes(p).decode("utf-8", "replace"))
-            for token in found
-        ]
+    async def tokenize(self, text: str, special: bool) -> list[tuple[int, str]]:
+        """Return the tokens of a prompt as the model reads it, each with its text.
 
-    async def detokenize(self, tokens: list[int]) -> str:
-        """Return the text of tokens."""
-        return str((await self._post("/detokenize", {"tokens": tokens}))["content"])
+        Args:
+            text: The prompt.
+            special: Whether what the model puts before each prompt is added.
+        """
+        body = {"content": text, "add_special": special, "parse_special": True, "with_pieces": True}
+        tokens = (await self._post("/tokenize", body))["tokens"]
+        return [(token["id"], _piece(token["piece"])) for token in tokens]
 
     async def stream(
         self, path: str, body: Json, adapter: str | None = None
@@ -285,6 +282,11 @@ def _lora_info(path: Path) -> xllamacpp.CommonAdapterLoraInfo:
     info.path = str(path)
     info.scale = 0.0
     return info
+
+
+def _piece(piece: str | list[int]) -> str:
+    """Return a token's text; one that is no UTF-8 comes as its bytes."""
+    return piece if isinstance(piece, str) else bytes(piece).decode("utf-8", errors="replace")
 
 
 @contextmanager
