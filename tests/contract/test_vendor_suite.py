@@ -1,7 +1,8 @@
 """The live tests of nvidia-haystack's own source distribution, run against our servers.
 
 15 tests are marked `integration` there. Two hard-code the hosted URL and need NVIDIA's hosts; the
-others run against any server and pass with the default models.
+others run against any server and pass with the default models: against the chat NIM in both
+protocols of NIM LLM, and the retrieval NIMs.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import re
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nim_cookbook.local import cache_dir
 from nim_cookbook.models import load_registry
+from tests.support import Servers, started_servers
 
 VERSION = "3.0.0"
 SHA256 = "70ecc1b502211f57611252f2f5b6d0fe973bbef87ed9abe386127ee0809aac77"
@@ -51,16 +54,28 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / f"nvidia_haystack-{VERSION}"
 
 
-def test_live_tests_pass(default_server, suite: Path):
+@pytest.fixture
+def nim_1_server(tmp_path: Path) -> Iterator[Servers]:
+    """Servers with the default models whose chat NIM is 1.x."""
+    key = os.environ["COOKBOOK_LOCAL_KEY"]
+    with started_servers(tmp_path / "log", key, nim="1", COOKBOOK_MODELS="default") as (running, _):
+        yield running
+
+
+@pytest.mark.parametrize(
+    "server", ["default_server", pytest.param("nim_1_server", marks=pytest.mark.long)]
+)
+def test_live_tests_pass(server: str, suite: Path, request: pytest.FixtureRequest):
+    running: Servers = request.getfixturevalue(server)
     registry = load_registry()
     environment = {
         **os.environ,
-        "NVIDIA_API_KEY": default_server.key,
-        "NVIDIA_API_URL": default_server.url("catalog"),
+        "NVIDIA_API_KEY": running.key,
+        "NVIDIA_API_URL": running.url("chat"),
         "NVIDIA_NIM_EMBEDDER_MODEL": registry.default("embedding").id,
-        "NVIDIA_NIM_ENDPOINT_URL": default_server.url("embedding"),
+        "NVIDIA_NIM_ENDPOINT_URL": running.url("embedding"),
         "NVIDIA_NIM_RANKER_MODEL": registry.default("reranking").id,
-        "NVIDIA_NIM_RANKER_ENDPOINT_URL": default_server.url("reranking"),
+        "NVIDIA_NIM_RANKER_ENDPOINT_URL": running.url("reranking"),
     }
     options = "-m integration -rA --tb=short --no-cov -c pyproject.toml -p no:cacheprovider"
     run = subprocess.run(
@@ -78,5 +93,5 @@ def test_live_tests_pass(default_server, suite: Path):
     assert len(result) == LIVE_TESTS, run.stdout[-4000:] + run.stderr[-2000:]
     passed = {name for name, status in result.items() if status == "PASSED"}
     failed = set(result) - passed
-    print(f"nvidia-haystack {VERSION}: {len(passed)} of {LIVE_TESTS} live tests pass")
+    print(f"{server}: nvidia-haystack {VERSION}: {len(passed)} of {LIVE_TESTS} live tests pass")
     assert failed == HARD_CODED_HOSTED_URL, run.stdout[-6000:]
