@@ -43,9 +43,7 @@ def client(servers) -> openai.OpenAI:
     return openai.OpenAI(base_url=servers.url("chat"), api_key="not-needed", max_retries=0)
 
 
-def post(
-    servers, path: str = "/chat/completions", server: str = "chat", **body
-) -> httpx.Response:
+def post(servers, path: str = "/chat/completions", server: str = "chat", **body) -> httpx.Response:
     with servers.client(server) as http:
         return http.post(path, json={"model": MODEL, "messages": CAPITAL, **body})
 
@@ -108,7 +106,9 @@ def test_stop_seed_and_limit(client):
 
 
 REVIEW = "Review: Inception is a well made film. I rate it four stars out of five."
-BY_SCHEMA = {"response_format": {"type": "json_schema", "json_schema": {"name": "f", "schema": FILM}}}
+BY_SCHEMA = {
+    "response_format": {"type": "json_schema", "json_schema": {"name": "f", "schema": FILM}}
+}
 
 
 @pytest.mark.parametrize(

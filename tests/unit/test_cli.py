@@ -471,7 +471,9 @@ def test_serve_passes_its_options_on(monkeypatch):
     arguments = ["serve", "--port-base", "9000", "--models", "better", "--chat-model", "a.gguf"]
     arguments += ["--nim", "1"]
     assert main(arguments) == 7
-    assert seen == [ServeOptions(port_base=9000, models="better", chat_model=Path("a.gguf"), nim="1")]
+    assert seen == [
+        ServeOptions(port_base=9000, models="better", chat_model=Path("a.gguf"), nim="1")
+    ]
 
 
 def test_export_lines_survive_the_shell():

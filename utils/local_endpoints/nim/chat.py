@@ -255,6 +255,7 @@ def check_size(context: int, text: bytes) -> None:
 
 
 def api_error(error: Exception, context: int) -> ApiError:
+    """Return what a client should see of one of `ENGINE_ERRORS`."""
     if isinstance(error, PromptTooLong):
         return ApiError(
             400,

@@ -24,10 +24,16 @@ class Metrics:
     def __init__(self, prefix: str = "") -> None:
         self.registry = CollectorRegistry()
         self.running = Gauge(
-            f"{prefix}num_requests_running", "Requests being answered.", ["role"], registry=self.registry
+            f"{prefix}num_requests_running",
+            "Requests being answered.",
+            ["role"],
+            registry=self.registry,
         )
         self.success = Counter(
-            f"{prefix}request_success", "Requests answered in full.", ["role"], registry=self.registry
+            f"{prefix}request_success",
+            "Requests answered in full.",
+            ["role"],
+            registry=self.registry,
         )
         self.failure = Counter(
             f"{prefix}request_failure",

@@ -254,9 +254,7 @@ class TokenizeRequest(VllmBody):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[VllmMessage] | None = Field(
-        default=None, min_length=1, max_length=MAX_MESSAGES
-    )
+    messages: list[VllmMessage] | None = Field(default=None, min_length=1, max_length=MAX_MESSAGES)
     tools: list[Tool] | None = Field(default=None, max_length=MAX_TOOLS)
     add_special_tokens: bool = True
     add_generation_prompt: Literal[True] = True
@@ -267,7 +265,6 @@ class TokenizeRequest(VllmBody):
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("Give a prompt or messages, one of both.")
         return self
-
 
 
 class EmbeddingRequest(Body):
