@@ -26,7 +26,7 @@ class ApiError(Exception):
     """An error that a client should see.
 
     Args:
-        status: HTTP status code.
+        status: HTTP status code; 422 where a field has a bad value, in whatever dialect.
         detail: One sentence that says what is wrong and what to do.
     """
 
@@ -148,7 +148,8 @@ def install_handlers(app: FastAPI, errors: Errors) -> None:
 
     @app.exception_handler(ApiError)
     async def _api(request: Request, error: ApiError) -> JSONResponse:
-        return errors.response(error.status, error.detail, request.url.path)
+        status = errors.invalid if error.status == 422 else error.status
+        return errors.response(status, error.detail, request.url.path)
 
     @app.exception_handler(ClientGone)
     async def _gone(request: Request, error: ClientGone) -> Response:
