@@ -114,14 +114,16 @@ class Servers:
         pytest.fail(f"the local servers did not start:\n{log[-2000:]}", pytrace=False)
 
 
-def start_servers(port_base: int, log: Path, **variables: str) -> subprocess.Popen[bytes]:
+def start_servers(
+    port_base: int, log: Path, nim: str = "2", **variables: str
+) -> subprocess.Popen[bytes]:
     """Start the local servers without waiting; they end with their standard input."""
     log.parent.mkdir(exist_ok=True)
     with log.open("wb") as output:
         return subprocess.Popen(
             [
                 *(sys.executable, "-m", "local_endpoints", "--stop-with-stdin"),
-                f"--port-base={port_base}",
+                *(f"--port-base={port_base}", f"--nim={nim}"),
             ],
             stdin=subprocess.PIPE,
             stdout=output,
@@ -132,11 +134,11 @@ def start_servers(port_base: int, log: Path, **variables: str) -> subprocess.Pop
 
 @contextlib.contextmanager
 def started_servers(
-    log: Path, key: str, **variables: str
+    log: Path, key: str, nim: str = "2", **variables: str
 ) -> Iterator[tuple[Servers, subprocess.Popen[bytes]]]:
     """Start local servers beside the session's, ready, and end them."""
     base = free_port_block()
-    process = start_servers(base, log, COOKBOOK_LOCAL_KEY=key, **variables)
+    process = start_servers(base, log, nim, COOKBOOK_LOCAL_KEY=key, **variables)
     try:
         servers = Servers(base, key, log)
         servers.wait()

@@ -1,4 +1,7 @@
-"""The chat NIM, over HTTP and through the openai client."""
+"""The chat NIM, over HTTP and through the openai client.
+
+Its server speaks the protocol of NIM LLM 2.x here, and the catalog that of 1.x.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +43,8 @@ def client(servers) -> openai.OpenAI:
     return openai.OpenAI(base_url=servers.url("chat"), api_key="not-needed", max_retries=0)
 
 
-def post(servers, path: str = "/chat/completions", **body) -> httpx.Response:
-    with servers.client("chat") as http:
+def post(servers, path: str = "/chat/completions", server: str = "chat", **body) -> httpx.Response:
+    with servers.client(server) as http:
         return http.post(path, json={"model": MODEL, "messages": CAPITAL, **body})
 
 
@@ -102,20 +105,43 @@ def test_stop_seed_and_limit(client):
     assert texts[0] == texts[1] != texts[2]
 
 
+REVIEW = "Review: Inception is a well made film. I rate it four stars out of five."
+BY_SCHEMA = {
+    "response_format": {"type": "json_schema", "json_schema": {"name": "f", "schema": FILM}}
+}
+
+
 @pytest.mark.parametrize(
-    "shape",
+    ("server", "shape"),
     [
-        {"response_format": {"type": "json_schema", "json_schema": {"name": "f", "schema": FILM}}},
-        {"guided_json": FILM},
-        {"guided_json": json.dumps(FILM)},
-        {"nvext": {"guided_json": FILM}},
+        ("chat", BY_SCHEMA),
+        ("catalog", BY_SCHEMA),
+        ("chat", {"structured_outputs": {"json": FILM}}),
+        ("catalog", {"guided_json": FILM}),
+        ("catalog", {"guided_json": json.dumps(FILM)}),
+        ("catalog", {"nvext": {"guided_json": FILM}}),
     ],
-    ids=["json_schema", "guided_json", "guided_json text", "nvext"],
 )
-def test_schema_is_obeyed(servers, shape):
-    review = "Review: Inception is a well made film. I rate it four stars out of five."
-    answer = post(servers, messages=[{"role": "user", "content": review}], temperature=0, **shape)
+def test_schema_is_obeyed(servers, server, shape):
+    asked = [{"role": "user", "content": REVIEW}]
+    answer = post(servers, server=server, messages=asked, temperature=0, **shape)
     jsonschema.validate(json.loads(answer.json()["choices"][0]["message"]["content"]), FILM)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"guided_json": FILM},
+        {"nvext": {"guided_json": FILM}},
+        {"guided_choice": ["yes", "no"]},
+        {"nobody_knows": 1},
+    ],
+    ids=lambda field: next(iter(field)),
+)
+def test_nim_2_ignores_what_it_does_not_know(servers, field):
+    plain, with_field = (post(servers, temperature=0, max_tokens=8, **f) for f in ({}, field))
+    assert with_field.status_code == 200
+    assert with_field.json()["choices"] == plain.json()["choices"]
 
 
 def test_json_object(servers):
@@ -128,7 +154,9 @@ def test_json_object(servers):
     "choices", [["yes", "no"], ['he said "yes"', "back\\slash"], ["né", "ü\n"]]
 )
 def test_guided_choice_gives_one_of_the_choices(servers, choices):
-    answer = post(servers, guided_choice=choices, temperature=0)
+    answer = post(servers, server="catalog", guided_choice=choices, temperature=0)
+    assert answer.json()["choices"][0]["message"]["content"] in choices
+    answer = post(servers, structured_outputs={"choice": choices}, temperature=0)
     assert answer.json()["choices"][0]["message"]["content"] in choices
 
 
@@ -143,9 +171,10 @@ def test_guided_choice_gives_one_of_the_choices(servers, choices):
 def test_a_model_without_tools_refuses_them(servers, body):
     answer = post(servers, **body)
     assert answer.status_code == 400
-    assert "start the servers with --models default" in answer.json()["detail"]
+    assert "start the servers with --models default" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("server", ["chat", "catalog"])
 @pytest.mark.parametrize(
     ("body", "status"),
     [
@@ -161,24 +190,79 @@ def test_a_model_without_tools_refuses_them(servers, body):
         ({"messages": [{"role": "robot", "content": "hi"}]}, 422),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 422),
         ({"model": "something-obviously-wrong"}, 404),
-        ({"guided_regex": "a+"}, 400),
         ({"logit_bias": {"1": 5}}, 400),
-        ({"guided_choice": []}, 400),
-        ({"guided_json": "{"}, 400),
-        ({"guided_json": FILM, "guided_choice": ["a"]}, 400),
-        ({"guided_json": {"type": "nonsense"}}, 400),
         ({"top_logprobs": 2}, 400),
         ({"stream_options": {"include_usage": True}}, 400),
         ({"tool_choice": "required"}, 400),
         ({"messages": [{"role": "user", "content": "hi " * 6000}]}, 400),
     ],
 )
-def test_what_cannot_be_done_is_refused(servers, body, status):
-    answer = post(servers, **body)
+def test_what_cannot_be_done_is_refused(servers, server, body, status):
+    refused(post(servers, server=server, **body), server, status)
+
+
+def refused(answer: httpx.Response, server: str, status: int) -> None:
+    """See that an error has its dialect's status and body; `status` is that of 1.x."""
+    if server == "chat":
+        status = 400 if status == 422 else status
+        error = answer.json()["error"]
+        assert error["code"] == status and error["message"] and error["param"] is None
+        assert error["type"] == {400: "BadRequestError", 404: "NotFoundError"}[status]
+    else:
+        error = answer.json()
+        assert error["status"] == status
+        assert error["message"] and error["detail"] and error["title"]
     assert answer.status_code == status, answer.text
-    error = answer.json()
-    assert error["status"] == status
-    assert error["message"] and error["detail"] and error["title"]
+
+
+@pytest.mark.parametrize(
+    ("server", "body"),
+    [
+        ("catalog", {"guided_regex": "a+"}),
+        ("catalog", {"guided_choice": []}),
+        ("catalog", {"guided_json": "{"}),
+        ("catalog", {"guided_json": FILM, "guided_choice": ["a"]}),
+        ("catalog", {"guided_json": {"type": "nonsense"}}),
+        ("catalog", {"structured_outputs": {"json": FILM}}),
+        ("chat", {"structured_outputs": {"regex": "a+"}}),
+        ("chat", {"structured_outputs": {"choice": []}}),
+        ("chat", {"structured_outputs": {"json": FILM, "choice": ["a"]}}),
+        ("chat", {"structured_outputs": {"json": FILM}, **BY_SCHEMA}),
+        ("chat", {"min_tokens": 3}),
+    ],
+)
+def test_what_one_of_both_would_do_and_cannot_is_refused(servers, server, body):
+    refused(post(servers, server=server, **body), server, 400)
+
+
+def test_an_answer_can_be_sent_back_as_it_came(client):
+    """With `refusal`, `annotations` and what else the client puts into a message."""
+    first = client.chat.completions.create(model=MODEL, messages=CAPITAL, max_tokens=4)
+    talk = [*CAPITAL, first.choices[0].message.model_dump(), CAPITAL[0]]
+    assert client.chat.completions.create(model=MODEL, messages=talk, max_tokens=4).choices
+
+
+def test_tokenize_counts_what_a_chat_costs(servers):
+    root = servers.url("chat").removesuffix("/v1")
+    chat = {"model": MODEL, "messages": CAPITAL}
+    counted = httpx.post(f"{root}/tokenize", json=chat).json()
+    usage = post(servers, max_tokens=1).json()["usage"]
+    assert counted["count"] == len(counted["tokens"]) == usage["prompt_tokens"]
+    assert counted["max_model_len"] > 1000 and counted["token_strs"] is None
+    text = "Wo die Späne fallen: 木"
+    found = httpx.post(f"{root}/tokenize", json={"prompt": text, "return_token_strs": True}).json()
+    assert "".join(found["token_strs"]).startswith("Wo die Späne fallen: ")
+    both = httpx.post(f"{root}/tokenize", json={"prompt": text, **chat})
+    assert both.json()["error"]["message"] == "Give a prompt or messages, one of both."
+    unknown = httpx.post(f"{root}/tokenize", json={"prompt": text, "model": "nobody/nothing"})
+    assert (unknown.status_code, unknown.json()["error"]["type"]) == (404, "NotFoundError")
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages", "/detokenize"])
+def test_what_only_a_real_nim_2_serves_says_so(servers, path):
+    answer = httpx.post(f"{servers.url('chat').removesuffix('/v1')}{path}", json={})
+    assert answer.status_code == 501
+    assert f"{path} is not served here" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -190,8 +274,8 @@ def test_what_is_no_strict_json_is_refused(servers, path, content):
     headers = {"Content-Type": "application/json"}
     with servers.client("chat") as http:
         answer = http.post(path, content=body, headers=headers)
-    assert answer.status_code == 422, answer.text
-    assert "JSON" in answer.json()["detail"]
+    assert answer.status_code == 400, answer.text
+    assert "JSON" in answer.json()["error"]["message"]
 
 
 def test_what_the_template_does_not_read_is_ignored_as_vllm_does(servers):
@@ -205,9 +289,11 @@ def test_what_the_template_does_not_read_is_ignored_as_vllm_does(servers):
 
 
 def test_refusals_say_what_to_do(servers):
-    assert "'guided_regex'" in post(servers, guided_regex="a").json()["detail"]
+    regex = post(servers, server="catalog", guided_regex="a")
+    assert "'guided_regex'" in regex.json()["detail"]
+    assert "min_tokens" in post(servers, min_tokens=3).json()["error"]["message"]
     long = [{"role": "user", "content": "hi " * 6000}]
-    assert "maximum context length is" in post(servers, messages=long).json()["detail"]
+    assert "maximum context length is" in post(servers, messages=long).json()["error"]["message"]
     streamed = post(servers, messages=long, stream=True)
     assert streamed.status_code == 400
 
@@ -259,7 +345,9 @@ def running(servers) -> float:
     with servers.client("chat") as http:
         text = http.get("/metrics").text
     lines = [
-        line for line in text.splitlines() if line.startswith('num_requests_running{role="chat"')
+        line
+        for line in text.splitlines()
+        if line.startswith('vllm:num_requests_running{role="chat"')
     ]
     return sum(float(line.split()[-1]) for line in lines)
 

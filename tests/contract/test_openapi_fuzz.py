@@ -91,6 +91,7 @@ def local(servers: Servers, name: str) -> Target:
     models = {
         "chat/completions": registry.default("chat").id,
         "v1/completions": registry.default("chat").id,
+        "tokenize": registry.default("chat").id,
         "embeddings": registry.default("embedding").id,
         "ranking": registry.default("reranking").id,
     }

@@ -27,6 +27,13 @@ NAMES = ["chat", "embedding", "reranking", "catalog"]
 REGISTRY = load_registry()
 
 
+def said(answer: httpx.Response, name: str, status: int) -> str:
+    """Return an error's sentence; the chat NIM's is of NIM LLM 2.x, where no error is 422."""
+    assert answer.status_code == (400 if name == "chat" and status == 422 else status)
+    body = answer.json()
+    return body["error"]["message"] if name == "chat" else body["detail"]
+
+
 @pytest.mark.parametrize("name", NAMES)
 class TestEveryServer:
     def test_health(self, servers, name):
@@ -53,6 +60,7 @@ class TestEveryServer:
         assert {entry["role"] for entry in metadata["weights"]} == roles
         assert all(len(entry["sha256"]) == 64 for entry in metadata["weights"])
         assert metadata["localStandIn"] is True
+        assert metadata.get("nim") == ("2" if name == "chat" else None)
 
     def test_version_metrics_and_openapi(self, servers, name):
         with servers.client(name) as http:
@@ -64,8 +72,7 @@ class TestEveryServer:
     def test_unknown_path_and_method(self, servers, name):
         with servers.client(name) as http:
             answer = http.get("/nothing")
-            assert answer.status_code == 404
-            assert answer.json()["title"] == "Not Found"
+            assert said(answer, name, 404) == "Not Found"
             assert http.delete("/models").status_code == 405
 
     def test_body_limit(self, servers, name):
@@ -81,8 +88,7 @@ class TestEveryServer:
             answer = http.post(
                 path, content=b"{nonsense", headers={"Content-Type": "application/json"}
             )
-        assert answer.status_code == 422
-        assert answer.json()["detail"]
+        assert said(answer, name, 422)
 
     def test_body_that_is_no_json_object(self, servers, name):
         path = {"chat": "/chat/completions", "reranking": "/ranking"}.get(name, "/embeddings")
@@ -90,8 +96,7 @@ class TestEveryServer:
             as_text = http.post(path, content=b"{}", headers={"Content-Type": "text/plain"})
             as_list = http.post(path, json=[])
         for answer in (as_text, as_list):
-            assert answer.status_code == 422
-            assert "Content-Type: application/json" in answer.json()["detail"]
+            assert "Content-Type: application/json" in said(answer, name, 422)
 
     def test_no_cors(self, servers, name):
         with servers.client(name) as http:

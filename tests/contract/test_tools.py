@@ -163,10 +163,10 @@ BROKEN = {"id": "1", "type": "function", "function": {"name": "weather", "argume
         ({"tools": [], "tool_choice": "required"}, 400),
         ({"tool_choice": {"type": "function", "function": {"name": "x"}}}, 400),
         ({"response_format": {"type": "json_object"}}, 400),
-        ({"guided_choice": ["a"]}, 400),
+        ({"structured_outputs": {"choice": ["a"]}}, 400),
         ({"logprobs": True, "stream": True}, 400),
         ({"tools": [function("f", "", a={"type": "nonsense"})]}, 400),
-        ({"messages": [{"role": "assistant", "tool_calls": [BROKEN]}]}, 422),
+        ({"messages": [{"role": "assistant", "tool_calls": [BROKEN]}]}, 400),
     ],
 )
 def test_what_cannot_be_done_is_refused(default_server, body, status):
@@ -175,7 +175,7 @@ def test_what_cannot_be_done_is_refused(default_server, body, status):
         request = {"model": MODEL, "messages": asked, "tools": [WEATHER], **body}
         answer = http.post("/chat/completions", json=request)
     assert answer.status_code == status, answer.text
-    assert answer.json()["detail"]
+    assert answer.json()["error"]["message"]
 
 
 def weather(city: str) -> str:

@@ -24,6 +24,7 @@ import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from nim_cookbook.models import load_registry
 from rag_service import compose, counting, metrics, settings
 from rag_service.local import nats_server
 from rag_service.settings import QDRANT_KEY
@@ -420,7 +421,17 @@ def test_chart_and_compose_agree(name: str, profile: str) -> None:
     for role in ROLES if profile == "nim" else ():
         image = find(objects, "NIMService", f"nim-{role}")["spec"]["image"]
         named = composed["services"][f"nim-{role}"]["image"]
-        assert f"{image['repository']}:{image['tag']}" in named
+        assert named.endswith(f":-{image['repository']}:{image['tag']}}}")
+
+
+def test_recipe_02_starts_the_nims_of_the_chart() -> None:
+    nims = yaml.safe_load((CHART / "values.yaml").read_text("utf-8"))["nims"]
+    images = [f"{nims[role]['repository']}:{nims[role]['tag']}" for role in ROLES]
+    recipe = (ROOT / "notebooks" / "02_self_hosted_nim.ipynb").read_text("utf-8")
+    assert re.findall(r"nvcr\.io/nim/[\w./:-]+", recipe) == images
+    registry = load_registry()
+    served = [repository.partition("/nim/")[2].partition(":")[0] for repository in images]
+    assert served == [registry.default(role).id for role in ROLES]
 
 
 # ------------------------------------------------------------------ the NATS server's configuration

@@ -334,6 +334,7 @@ def _wait_for(look: Callable[[], list[int]], seconds: float = 40) -> list[int]:
         (["run", "--endpoints", "cloud"], "--endpoints"),
         (["run", "--notebooks", "nowhere"], "recipes.toml"),
         (["serve", "--models", "huge"], "--models"),
+        (["serve", "--nim", "3"], "--nim"),
         (["serve", "--port-base", "80"], "--port-base"),
         (["serve", "--port-base", "many"], "--port-base"),
         (["dance"], "dance"),
@@ -468,8 +469,11 @@ def test_serve_passes_its_options_on(monkeypatch):
     seen: list[ServeOptions] = []
     monkeypatch.setattr("local_endpoints.server.main", lambda options: seen.append(options) or 7)
     arguments = ["serve", "--port-base", "9000", "--models", "better", "--chat-model", "a.gguf"]
+    arguments += ["--nim", "1"]
     assert main(arguments) == 7
-    assert seen == [ServeOptions(port_base=9000, models="better", chat_model=Path("a.gguf"))]
+    assert seen == [
+        ServeOptions(port_base=9000, models="better", chat_model=Path("a.gguf"), nim="1")
+    ]
 
 
 def test_export_lines_survive_the_shell():

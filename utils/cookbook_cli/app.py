@@ -83,6 +83,10 @@ def serve(
     chat_model: Annotated[
         Path | None, typer.Option(help="A GGUF file of yours in the place of the chat model.")
     ] = None,
+    nim: Annotated[
+        Literal["1", "2"],
+        typer.Option(help="Protocol of the chat server: that of NIM LLM 1.x, or of 2.x (vLLM's)."),
+    ] = "2",
     env: Annotated[
         bool, typer.Option("--env", help="Print export lines for endpoints that already run.")
     ] = False,
@@ -115,6 +119,7 @@ def serve(
             port_base=local.port_base() if port_base is None else port_base,
             models=model_set(),
             chat_model=chat_model,
+            nim=nim,
         )
     )
 

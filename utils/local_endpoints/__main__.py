@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from local_endpoints.options import ServeOptions, WeightSet
+from local_endpoints.options import Nim, ServeOptions, WeightSet
 from nim_cookbook.errors import ConfigurationError
 
 
@@ -20,6 +20,7 @@ def parse(arguments: list[str] | None = None) -> ServeOptions:
     parser.add_argument("--port-base", type=int, default=defaults.port_base)
     parser.add_argument("--models", choices=get_args(WeightSet), default=defaults.models)
     parser.add_argument("--chat-model", type=Path, metavar="FILE.gguf")
+    parser.add_argument("--nim", choices=get_args(Nim), default=defaults.nim)
     parser.add_argument("--stop-with-stdin", action="store_true")
     return ServeOptions(**vars(parser.parse_args(arguments)))
 

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from nim_cookbook.errors import ConfigurationError
 
 WeightSet = Literal["default", "better", "small"]
+Nim = Literal["1", "2"]
 MODELS = "COOKBOOK_MODELS"
 
 # Offsets from the port base.
@@ -64,6 +65,8 @@ class ServeOptions:
         port_base: The chat server's port; the others follow (see `PORT_OFFSETS`).
         models: Which set of weights from the registry to serve.
         chat_model: GGUF file to serve instead of the registry's chat weights.
+        nim: The major version of NIM LLM whose protocol the chat server speaks. The containers that
+            this project starts are 2.x: what works here must work there.
         stop_with_stdin: End when standard input closes, so that a child never outlives its parent.
     """
 
@@ -71,4 +74,5 @@ class ServeOptions:
     port_base: int = 8000
     models: WeightSet = field(default_factory=model_set)
     chat_model: Path | None = None
+    nim: Nim = "2"
     stop_with_stdin: bool = False

@@ -135,7 +135,7 @@ class Start:
 
     def _build_apps(self) -> dict[str, FastAPI]:
         """Return the applications by name, in the order of their ports."""
-        apps = build_apps(self.services, self.key, self.off_loopback)
+        apps = build_apps(self.services, self.key, self.off_loopback, self.options.nim)
         adapters = AdapterStore(adapters_dir())
         apps["gradient"] = build_gradient(
             self.services.chat, self.services.embedding, self.key, adapters

@@ -99,6 +99,15 @@ class CompletionAnswer(BaseModel):
     usage: GenerationUsage
 
 
+class Tokenized(BaseModel):
+    """The tokens of a text."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
 class EmbeddingEntry(BaseModel):
     """The vector of one text: numbers, or base64 of little-endian float32."""
 

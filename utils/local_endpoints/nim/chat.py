@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, TypeVar
 
 import orjson
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
 
 from local_endpoints.nim.answers import ChatAnswer, CompletionAnswer
 from local_endpoints.nim.common import FastJSONResponse, until_disconnect
+from local_endpoints.nim.dialect import Dialect
 from local_endpoints.nim.engines.adaptable import AdaptableEngine
 from local_endpoints.nim.engines.chat import (
     EngineRefusal,
@@ -20,21 +22,24 @@ from local_endpoints.nim.engines.chat import (
     PromptTooLong,
     UnknownAdapter,
 )
-from local_endpoints.nim.errors import ApiError, documented
+from local_endpoints.nim.errors import ApiError
 from local_endpoints.nim.metrics import Metrics
 from local_endpoints.nim.schemas import (
     DEFAULT_MAX_TOKENS,
-    ChatRequest,
-    CompletionRequest,
+    Chat,
+    Completion,
+    Guided,
     Message,
     NamedTool,
     NvExt,
     Sampling,
+    VllmSampling,
 )
 from local_endpoints.nim.service import RoleService
 from local_endpoints.strict_json import StrictRoute
 
 Json = dict[str, Any]
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 Service = RoleService[AdaptableEngine]
 # What an engine raises about a request.
 ENGINE_ERRORS = (PromptTooLong, EngineRefusal, UnknownAdapter, EngineStopped)
@@ -60,21 +65,31 @@ def _guided(body: Sampling) -> tuple[Json | None, list[str] | None]:
     Raises:
         ApiError: Both were given, or the schema is no JSON object.
     """
-    extension = body.nvext or NvExt()
-    schema = body.guided_json if body.guided_json is not None else extension.guided_json
-    choices = body.guided_choice if body.guided_choice is not None else extension.guided_choice
+    schema, choices, names = _asked(body)
     if schema is not None and choices is not None:
-        raise ApiError(400, "Give guided_json or guided_choice, not both.")
+        raise ApiError(400, f"Give {names[0]} or {names[1]}, not both.")
     if isinstance(schema, str):
         try:
             schema = json.loads(schema)
         except json.JSONDecodeError as error:
-            raise ApiError(400, f"guided_json is not valid JSON: {error}.") from error
+            raise ApiError(400, f"{names[0]} is not valid JSON: {error}.") from error
     if schema is not None and not isinstance(schema, dict):
-        raise ApiError(400, "guided_json must be a JSON schema, that is a JSON object.")
+        raise ApiError(400, f"{names[0]} must be a JSON schema, that is a JSON object.")
     if choices is not None and (not choices or not all(choices)):
-        raise ApiError(400, "guided_choice must list at least one choice, none of them empty.")
+        raise ApiError(400, f"{names[1]} must list at least one choice, none of them empty.")
     return schema, choices
+
+
+def _asked(body: Sampling) -> tuple[Json | str | None, list[str] | None, tuple[str, str]]:
+    """Return schema and choices from where the dialect has them, and what they are called there."""
+    if isinstance(body, Guided):
+        extension = body.nvext or NvExt()
+        schema = body.guided_json if body.guided_json is not None else extension.guided_json
+        choices = body.guided_choice if body.guided_choice is not None else extension.guided_choice
+        return schema, choices, ("guided_json", "guided_choice")
+    shape = body.structured_outputs if isinstance(body, VllmSampling) else None
+    names = ("structured_outputs.json", "structured_outputs.choice")
+    return (shape.json_, shape.choice, names) if shape else (None, None, names)
 
 
 def choice_grammar(choices: list[str]) -> str:
@@ -125,7 +140,7 @@ def _message(message: Message) -> Json:
     return plain
 
 
-def _response_format(body: ChatRequest) -> Json | None:
+def _response_format(body: Chat) -> Json | None:
     asked = body.response_format
     if asked is None or asked.type == "text":
         return None
@@ -136,7 +151,7 @@ def _response_format(body: ChatRequest) -> Json | None:
     return asked.model_dump(by_alias=True, exclude_none=True)
 
 
-def _tools(body: ChatRequest) -> tuple[list[Json], bool]:
+def _tools(body: Chat) -> tuple[list[Json], bool]:
     """Return the tools that the model may call and whether it must.
 
     llama.cpp knows no choice by name: then the named tool is the only one.
@@ -162,7 +177,7 @@ def _tools(body: ChatRequest) -> tuple[list[Json], bool]:
 class ChatTranslator:
     """Turns one chat request into llama.cpp's, and llama.cpp's answer into the one to send."""
 
-    def __init__(self, body: ChatRequest, engine: AdaptableEngine) -> None:
+    def __init__(self, body: Chat, engine: AdaptableEngine) -> None:
         limit = body.max_completion_tokens or body.max_tokens
         self.alternatives: int | None = None
         self.request = _sampling(body, limit, engine.context)
@@ -180,10 +195,10 @@ class ChatTranslator:
             self.request["chat_template_kwargs"] = body.chat_template_kwargs
         self._add_messages(body, engine)
 
-    def _add_messages(self, body: ChatRequest, engine: AdaptableEngine) -> None:
+    def _add_messages(self, body: Chat, engine: AdaptableEngine) -> None:
         messages = [_message(message) for message in body.messages]
         tools, required = _tools(body)
-        _check_size(engine.context, orjson.dumps([messages, tools]))
+        check_size(engine.context, orjson.dumps([messages, tools]))
         if engine.weights.system and all(message["role"] != "system" for message in messages):
             messages.insert(0, {"role": "system", "content": engine.weights.system})
         self.request["messages"] = messages
@@ -215,7 +230,7 @@ class ChatTranslator:
         return answer
 
 
-def _check_size(context: int, text: bytes) -> None:
+def check_size(context: int, text: bytes) -> None:
     """Refuse what cannot fit before any template or tokenizer works on it."""
     if len(text) > context * LONGEST_TOKEN:
         raise ApiError(
@@ -225,7 +240,8 @@ def _check_size(context: int, text: bytes) -> None:
         )
 
 
-def _api_error(error: Exception, context: int) -> ApiError:
+def api_error(error: Exception, context: int) -> ApiError:
+    """Return what a client should see of one of `ENGINE_ERRORS`."""
     if isinstance(error, PromptTooLong):
         return ApiError(
             400,
@@ -239,10 +255,22 @@ def _api_error(error: Exception, context: int) -> ApiError:
     return ApiError(400, f"The model's engine cannot do that: {error}.")
 
 
-def router(service: Service, metrics: Metrics, adapters: bool = False) -> APIRouter:
+def _reads(body: type[BaseModel]) -> Callable[[Endpoint], Endpoint]:
+    """Let FastAPI read an endpoint's body as this model: which one, the dialect says."""
+
+    def read(endpoint: Endpoint) -> Endpoint:
+        endpoint.__annotations__["body"] = body
+        return endpoint
+
+    return read
+
+
+def router(
+    service: Service, metrics: Metrics, dialect: Dialect, adapters: bool = False
+) -> APIRouter:
     """Return the chat routes over `service`; `adapters` if they serve its LoRA adapters, too."""
-    refusals = documented(400, 404, 413, 422, 503)
-    routes = APIRouter(route_class=StrictRoute, prefix="/v1", tags=["chat"], responses=refusals)
+    refusals = dialect.errors.documented(400, 404, 413, dialect.errors.invalid, 503)
+    routes = APIRouter(route_class=StrictRoute, tags=["chat"], responses=refusals)
     streams: Json = {"content": {"text/event-stream": {}}}
 
     def adapter_of(model: str) -> str | None:
@@ -266,7 +294,7 @@ def router(service: Service, metrics: Metrics, adapters: bool = False) -> APIRou
             try:
                 result = await until_disconnect(request, answer)
             except ENGINE_ERRORS as error:
-                raise _api_error(error, engine.context) from error
+                raise api_error(error, engine.context) from error
             count(result["usage"])
         return FastJSONResponse(result)
 
@@ -278,7 +306,7 @@ def router(service: Service, metrics: Metrics, adapters: bool = False) -> APIRou
             first = await until_disconnect(request, _next(chunks))
         except ENGINE_ERRORS as error:
             metrics.failure.labels("chat").inc()
-            raise _api_error(error, engine.context) from error
+            raise api_error(error, engine.context) from error
         metrics.first_token.observe(time.perf_counter() - began)
 
         async def events() -> AsyncIterator[bytes]:
@@ -301,9 +329,12 @@ def router(service: Service, metrics: Metrics, adapters: bool = False) -> APIRou
         )
 
     @routes.post(
-        "/chat/completions", response_model=None, responses={200: {"model": ChatAnswer, **streams}}
+        "/v1/chat/completions",
+        response_model=None,
+        responses={200: {"model": ChatAnswer, **streams}},
     )
-    async def chat_completions(body: ChatRequest, request: Request) -> Response:
+    @_reads(dialect.chat)
+    async def chat_completions(body: Chat, request: Request) -> Response:
         """Answer a chat, whole or as server-sent events."""
         adapter = adapter_of(body.model)
         engine = service.require_engine()
@@ -321,15 +352,18 @@ def router(service: Service, metrics: Metrics, adapters: bool = False) -> APIRou
         return await streamed(request, chunks, with_usage)
 
     @routes.post(
-        "/completions", response_model=None, responses={200: {"model": CompletionAnswer, **streams}}
+        "/v1/completions",
+        response_model=None,
+        responses={200: {"model": CompletionAnswer, **streams}},
     )
-    async def completions(body: CompletionRequest, request: Request) -> Response:
+    @_reads(dialect.completion)
+    async def completions(body: Completion, request: Request) -> Response:
         """Continue a text, whole or as server-sent events."""
         adapter = adapter_of(body.model)
         engine = service.require_engine()
         translated = _sampling(body, body.max_tokens, engine.context)
         for text in [body.prompt] if isinstance(body.prompt, str) else body.prompt:
-            _check_size(engine.context, text.encode())
+            check_size(engine.context, text.encode())
         translated["prompt"] = body.prompt
         if body.logprobs is not None:
             translated["logprobs"] = body.logprobs

@@ -18,9 +18,10 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from local_endpoints.nim.answers import Health, Listing
-from local_endpoints.nim.errors import ClientGone, documented, error_response, install_handlers
+from local_endpoints.nim.errors import PROBLEMS, ClientGone, Errors, install_handlers
 from local_endpoints.nim.metrics import Metrics
 from local_endpoints.nim.service import RoleService
+from local_endpoints.routes import without_fastapi_errors
 from local_endpoints.strict_json import StrictRoute
 
 T = TypeVar("T")
@@ -49,9 +50,10 @@ class FastJSONResponse(Response):
 class KeyCheck:
     """ASGI middleware that demands ``Authorization: Bearer <key>``, as the hosted catalog does."""
 
-    def __init__(self, app: ASGIApp, key: str) -> None:
+    def __init__(self, app: ASGIApp, key: str, errors: Errors = PROBLEMS) -> None:
         self.app = app
         self.key = key.encode()
+        self.errors = errors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 401 without a key, 403 with a wrong one, else pass the request on."""
@@ -62,9 +64,10 @@ class KeyCheck:
         scheme, _, token = header.partition(b" ")
         if scheme.lower() != b"bearer" or not token.strip():
             detail = "401 Unauthorized: send your key as 'Authorization: Bearer nvapi-...'."
-            await error_response(401, detail, scope["path"])(scope, receive, send)
+            await self.errors.response(401, detail, scope["path"])(scope, receive, send)
         elif not secrets.compare_digest(token.strip(), self.key):
-            await error_response(403, "Authorization failed", scope["path"])(scope, receive, send)
+            refusal = self.errors.response(403, "Authorization failed", scope["path"])
+            await refusal(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
@@ -72,9 +75,12 @@ class KeyCheck:
 class BodyLimit:
     """ASGI middleware that answers 413 to a body over `limit` bytes, declared or streamed."""
 
-    def __init__(self, app: ASGIApp, limit: int = MAX_BODY_BYTES) -> None:
+    def __init__(
+        self, app: ASGIApp, limit: int = MAX_BODY_BYTES, errors: Errors = PROBLEMS
+    ) -> None:
         self.app = app
         self.limit = limit
+        self.errors = errors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on while its body stays under the limit."""
@@ -82,7 +88,7 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         detail = f"The request body is over {self.limit} bytes; send fewer or shorter texts."
-        refusal = error_response(413, detail, scope["path"])
+        refusal = self.errors.response(413, detail, scope["path"])
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if not declared.isdigit() or int(declared) > self.limit:
             await refusal(scope, receive, send)
@@ -168,7 +174,7 @@ def _health_router(services: Sequence[RoleService[Any]]) -> APIRouter:
 
 
 def _system_router(
-    services: Sequence[RoleService[Any]], metrics: Metrics, adapters: bool
+    services: Sequence[RoleService[Any]], metrics: Metrics, adapters: bool, nim: str | None
 ) -> APIRouter:
     router = APIRouter(route_class=StrictRoute, prefix="/v1", tags=["system"])
 
@@ -196,6 +202,7 @@ def _system_router(
                 for model in service.ids()
             ],
             "localStandIn": True,
+            **({"nim": nim} if nim else {}),
             "weights": [entry for service in services for entry in service.provenance()],
             **({"adapters": loaded} if adapters else {}),
         }
@@ -214,6 +221,8 @@ def build_app(
     metrics: Metrics,
     key: str | None,
     adapters: bool = False,
+    errors: Errors = PROBLEMS,
+    nim: str | None = None,
 ) -> FastAPI:
     """Return one server's application.
 
@@ -224,6 +233,8 @@ def build_app(
         metrics: Its Prometheus figures.
         key: The key to demand, None to accept any request as a self-hosted NIM does.
         adapters: Whether it shows the roles' LoRA adapters.
+        errors: How it writes its errors.
+        nim: The version of NIM LLM whose protocol it speaks, for its metadata.
     """
     app = FastAPI(
         title=title,
@@ -234,15 +245,17 @@ def build_app(
         ),
         redoc_url=None,
     )
-    install_handlers(app)
+    install_handlers(app, errors)
     app.include_router(_health_router(services))
     keyed = key is not None
-    refusals = documented(401, 403) if keyed else {}
+    refusals = errors.documented(401, 403) if keyed else {}
     # For the document alone: `KeyCheck` reads the header before any route does.
     bearer = [Depends(HTTPBearer(auto_error=False))] if keyed else []
-    for router in (_system_router(services, metrics, adapters), *routers):
+    for router in (_system_router(services, metrics, adapters, nim), *routers):
         app.include_router(router, responses=refusals, dependencies=bearer)
-    app.add_middleware(BodyLimit)
+    if errors.invalid != 422:
+        without_fastapi_errors(app)
+    app.add_middleware(BodyLimit, errors=errors)
     if key is not None:
-        app.add_middleware(KeyCheck, key=key)
+        app.add_middleware(KeyCheck, key=key, errors=errors)
     return app

@@ -12,7 +12,7 @@ from local_endpoints.nim.answers import Embeddings
 from local_endpoints.nim.common import FastJSONResponse, until_disconnect
 from local_endpoints.nim.engines.embedding import EmbeddingEngine
 from local_endpoints.nim.engines.encoder import InputTooLong
-from local_endpoints.nim.errors import ApiError, documented
+from local_endpoints.nim.errors import PROBLEMS, ApiError
 from local_endpoints.nim.metrics import Metrics
 from local_endpoints.nim.schemas import EmbeddingRequest
 from local_endpoints.nim.service import RoleService
@@ -67,7 +67,7 @@ def _encode(vector: Vector, encoding: str) -> Vector | str:
 
 def router(service: Service, metrics: Metrics) -> APIRouter:
     """Return the embedding routes over `service`."""
-    refusals = documented(400, 404, 413, 422, 503)
+    refusals = PROBLEMS.documented(400, 404, 413, 422, 503)
     routes = APIRouter(
         route_class=StrictRoute, prefix="/v1", tags=["embedding"], responses=refusals
     )

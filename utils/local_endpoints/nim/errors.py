@@ -1,13 +1,15 @@
 """Error bodies as NVIDIA's endpoints write them.
 
 Hosted answers carry ``status``, ``title`` and ``detail`` (RFC 9457 problem details), the retrieval
-microservices ``object: error`` and ``message``. Clients read either, so every body here has both.
+microservices ``object: error`` and ``message``. Clients read either, so a body of `PROBLEMS` has
+both. NIM LLM 2.x passes on what vLLM writes: `VLLM_ERRORS`.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Literal
 
@@ -24,7 +26,7 @@ class ApiError(Exception):
     """An error that a client should see.
 
     Args:
-        status: HTTP status code.
+        status: HTTP status code; 422 where a field has a bad value, in whatever dialect.
         detail: One sentence that says what is wrong and what to do.
     """
 
@@ -51,12 +53,22 @@ class Problem(BaseModel):
     requestId: uuid.UUID
 
 
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return these errors as FastAPI's `responses` wants them."""
-    return routes.documented(Problem, *statuses)
+class VllmError(BaseModel):
+    """The inner part of vLLM's errors."""
+
+    message: str
+    type: str
+    param: str | None
+    code: int
 
 
-def error_body(status: int, detail: str, instance: str = "") -> dict[str, Any]:
+class VllmErrorBody(BaseModel):
+    """The body of an error of NIM LLM 2.x, as the OpenAPI document shows it."""
+
+    error: VllmError
+
+
+def problem(status: int, detail: str, instance: str = "") -> dict[str, Any]:
     """Return the JSON object of an error answer (never a top-level list: clients index it)."""
     return {
         "object": "error",
@@ -70,23 +82,52 @@ def error_body(status: int, detail: str, instance: str = "") -> dict[str, Any]:
     }
 
 
-def error_response(
-    status: int, detail: str, instance: str = "", headers: Mapping[str, str] | None = None
-) -> JSONResponse:
-    """Return an error answer; 401 says which scheme is expected, 503 when to come back."""
-    more = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(status, {})
-    return JSONResponse(
-        error_body(status, detail, instance),
-        status_code=status,
-        headers={**more, **(headers or {})},
-    )
+def vllm_error(status: int, detail: str, instance: str = "") -> dict[str, Any]:
+    """Return an error answer as vLLM writes it; it does not name the path."""
+    names = {400: "BadRequestError", 404: "NotFoundError", 500: "InternalServerError"}
+    kind = names.get(status) or HTTPStatus(status).phrase
+    return {"error": {"message": detail, "type": kind, "param": None, "code": status}}
 
 
-def _describe(errors: Sequence[Any]) -> tuple[int, str]:
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """How a server writes its errors.
+
+    Attributes:
+        model: The body, for the OpenAPI document.
+        body: Makes it from status, sentence and path.
+        invalid: The status of a known field with a bad value.
+    """
+
+    model: type[BaseModel]
+    body: Callable[[int, str, str], dict[str, Any]]
+    invalid: int
+
+    def documented(self, *statuses: int) -> dict[int | str, dict[str, Any]]:
+        """Return these errors as FastAPI's `responses` wants them."""
+        return routes.documented(self.model, *statuses)
+
+    def response(
+        self, status: int, detail: str, instance: str = "", headers: Mapping[str, str] | None = None
+    ) -> JSONResponse:
+        """Return an error answer; 401 says which scheme is expected, 503 when to come back."""
+        more = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(status, {})
+        return JSONResponse(
+            self.body(status, detail, instance),
+            status_code=status,
+            headers={**more, **(headers or {})},
+        )
+
+
+PROBLEMS = Errors(Problem, problem, invalid=422)
+VLLM_ERRORS = Errors(VllmErrorBody, vllm_error, invalid=400)
+
+
+def _describe(errors: Sequence[Any], invalid: int) -> tuple[int, str]:
     """Turn pydantic's list of errors into a status and one sentence.
 
     A parameter that the server does not know is 400, so that nothing is silently ignored; a known
-    one with a bad value is 422.
+    one with a bad value has the status `invalid`.
     """
     unknown = [e for e in errors if e["type"] == "extra_forbidden"]
     if unknown:
@@ -94,17 +135,21 @@ def _describe(errors: Sequence[Any]) -> tuple[int, str]:
         return 400, f"Unsupported parameter {names}: remove it from the request."
     first = errors[0]
     if tuple(first["loc"]) == ("body",):
-        return 422, "The body must be a JSON object: send it with Content-Type: application/json."
+        if first["type"] == "value_error":  # a sentence of our own
+            return invalid, str(first["ctx"]["error"])
+        sentence = "The body must be a JSON object: send it with Content-Type: application/json."
+        return invalid, sentence
     where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
-    return 422, f"Invalid value at '{where}': {first['msg']}."
+    return invalid, f"Invalid value at '{where}': {first['msg']}."
 
 
-def install_handlers(app: FastAPI) -> None:
-    """Make every error of `app` answer with a body of `error_body`."""
+def install_handlers(app: FastAPI, errors: Errors) -> None:
+    """Make every error of `app` answer in this form."""
 
     @app.exception_handler(ApiError)
     async def _api(request: Request, error: ApiError) -> JSONResponse:
-        return error_response(error.status, error.detail, request.url.path)
+        status = errors.invalid if error.status == 422 else error.status
+        return errors.response(status, error.detail, request.url.path)
 
     @app.exception_handler(ClientGone)
     async def _gone(request: Request, error: ClientGone) -> Response:
@@ -113,9 +158,10 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _validation(request: Request, error: RequestValidationError) -> JSONResponse:
-        status, detail = _describe(error.errors())
-        return error_response(status, detail, request.url.path)
+        status, detail = _describe(error.errors(), errors.invalid)
+        return errors.response(status, detail, request.url.path)
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
-        return error_response(error.status_code, str(error.detail), request.url.path, error.headers)
+        status, detail = error.status_code, str(error.detail)
+        return errors.response(status, detail, request.url.path, error.headers)

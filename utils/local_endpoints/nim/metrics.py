@@ -13,42 +13,52 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 
 
 
 class Metrics:
-    """Counters of one server."""
+    """Counters of one server.
+
+    Args:
+        prefix: What their names begin with.
+    """
 
     content_type = CONTENT_TYPE_LATEST
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "") -> None:
         self.registry = CollectorRegistry()
         self.running = Gauge(
-            "num_requests_running", "Requests being answered.", ["role"], registry=self.registry
+            f"{prefix}num_requests_running",
+            "Requests being answered.",
+            ["role"],
+            registry=self.registry,
         )
         self.success = Counter(
-            "request_success", "Requests answered in full.", ["role"], registry=self.registry
+            f"{prefix}request_success",
+            "Requests answered in full.",
+            ["role"],
+            registry=self.registry,
         )
         self.failure = Counter(
-            "request_failure",
+            f"{prefix}request_failure",
             "Requests refused, failed or left by the client.",
             ["role"],
             registry=self.registry,
         )
         self.latency = Histogram(
-            "e2e_request_latency_seconds",
+            f"{prefix}e2e_request_latency_seconds",
             "Seconds from request to the end of its answer.",
             ["role"],
             buckets=SECONDS,
             registry=self.registry,
         )
         self.first_token = Histogram(
-            "time_to_first_token_seconds",
+            f"{prefix}time_to_first_token_seconds",
             "Seconds from request to the first streamed token.",
             buckets=SECONDS,
             registry=self.registry,
         )
         self.prompt_tokens = Counter(
-            "prompt_tokens", "Tokens read.", ["role"], registry=self.registry
+            f"{prefix}prompt_tokens", "Tokens read.", ["role"], registry=self.registry
         )
         self.generated_tokens = Counter(
-            "generation_tokens", "Tokens written.", registry=self.registry
+            f"{prefix}generation_tokens", "Tokens written.", registry=self.registry
         )
 
     @contextmanager

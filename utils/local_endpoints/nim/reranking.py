@@ -11,7 +11,7 @@ from local_endpoints.nim.common import FastJSONResponse, until_disconnect
 from local_endpoints.nim.embedding import too_long
 from local_endpoints.nim.engines.encoder import InputTooLong
 from local_endpoints.nim.engines.reranking import RerankingEngine
-from local_endpoints.nim.errors import ApiError, documented
+from local_endpoints.nim.errors import PROBLEMS, ApiError
 from local_endpoints.nim.metrics import Metrics
 from local_endpoints.nim.schemas import RankingRequest
 from local_endpoints.nim.service import RoleService
@@ -19,7 +19,7 @@ from local_endpoints.strict_json import StrictRoute
 
 Service = RoleService[RerankingEngine]
 #: What the routes answer, for the OpenAPI document.
-RESPONSES = documented(400, 404, 413, 422, 503) | {200: {"model": Rankings}}
+RESPONSES = PROBLEMS.documented(400, 404, 413, 422, 503) | {200: {"model": Rankings}}
 
 
 def slug(model_id: str) -> str:

@@ -1,7 +1,9 @@
 """Request bodies of the NIM protocol; unknown fields are refused, never ignored.
 
+The bodies of NIM LLM 2.x, which are vLLM's, ignore them as vLLM does.
+
 Sources: NVIDIA's API reference of the LLM, text embedding and text reranking NIMs, and the OpenAI
-API reference for the fields they share.
+API reference for the fields they share; docs/protocol.md has what differs, with dates.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MAX_INPUTS = 2048
 MAX_PASSAGES = 512
@@ -117,13 +119,6 @@ class StreamOptions(Body):
     continuous_usage_stats: Literal[False] = False
 
 
-class NvExt(Body):
-    """NVIDIA's older place for guided decoding."""
-
-    guided_json: dict[str, Any] | str | None = None
-    guided_choice: list[str] | None = None
-
-
 Stop = str | list[Annotated[str, Field(min_length=1)]] | None
 
 
@@ -149,14 +144,11 @@ class Sampling(Body):
     frequency_penalty: float = Field(default=0, ge=-2, le=2)
     presence_penalty: float = Field(default=0, ge=-2, le=2)
     repetition_penalty: float | None = Field(default=None, gt=0, le=2)
-    guided_json: dict[str, Any] | str | None = None
-    guided_choice: list[str] | None = None
-    nvext: NvExt | None = None
     user: str | None = None
 
 
-class ChatRequest(Sampling):
-    """Body of ``POST /v1/chat/completions``."""
+class Chat(Sampling):
+    """The fields of ``POST /v1/chat/completions`` in all versions."""
 
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(default=None, ge=1, lt=2**31 - 1)
@@ -169,11 +161,110 @@ class ChatRequest(Sampling):
     chat_template_kwargs: dict[str, Any] | None = None
 
 
-class CompletionRequest(Sampling):
-    """Body of ``POST /v1/completions``."""
+class Completion(Sampling):
+    """The fields of ``POST /v1/completions`` in all versions."""
 
     prompt: str | Annotated[list[str], Field(min_length=1, max_length=64)]
     logprobs: int | None = Field(default=None, ge=0, le=5)
+
+
+class NvExt(Body):
+    """NVIDIA's older place for guided decoding."""
+
+    guided_json: dict[str, Any] | str | None = None
+    guided_choice: list[str] | None = None
+
+
+class Guided(NvExt):
+    """Guided decoding of NIM LLM 1.x."""
+
+    nvext: NvExt | None = None
+
+
+class ChatRequest(Chat, Guided):
+    """Body of ``POST /v1/chat/completions`` of NIM LLM 1.x and of the catalog."""
+
+
+class CompletionRequest(Completion, Guided):
+    """Body of ``POST /v1/completions`` of NIM LLM 1.x and of the catalog."""
+
+
+class StructuredOutputs(Body):
+    """vLLM's place for guided decoding."""
+
+    json_: dict[str, Any] | str | None = Field(default=None, alias="json")
+    choice: list[str] | None = None
+
+
+# Fields with which vLLM would answer otherwise, and that are not served here.
+VLLM_ONLY = (
+    *("allowed_token_ids", "bad_words", "best_of", "chat_template", "continue_final_message"),
+    *("echo", "ignore_eos", "include_stop_str_in_output", "length_penalty", "logit_bias"),
+    *("logits_processors", "min_tokens", "prompt_embeds", "prompt_logprobs", "return_token_ids"),
+    *("return_tokens_as_token_ids", "stop_token_ids", "suffix", "thinking_token_budget"),
+    *("truncate_prompt_tokens", "use_beam_search"),
+)
+
+
+class VllmBody(Body):
+    """A body of NIM LLM 2.x: what vLLM does not know is ignored, what is not served is refused."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_what_is_not_served(cls, body: Any) -> Any:  # noqa: ANN401  not validated yet
+        known = VLLM_ONLY if isinstance(body, dict) else ()
+        asked = [name for name in known if body.get(name)]
+        if asked:
+            raise ValueError(f"{', '.join(asked)} is not served here: leave it out.")
+        return body
+
+
+class VllmSampling(VllmBody):
+    """What chat and text completions of NIM LLM 2.x share beside `Sampling`."""
+
+    structured_outputs: StructuredOutputs | None = None
+
+
+class VllmMessage(Message):
+    """A chat message of NIM LLM 2.x, such as an answer sent back with all its fields."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class VllmChatRequest(Chat, VllmSampling):
+    """Body of ``POST /v1/chat/completions`` of NIM LLM 2.x."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    messages: list[VllmMessage] = Field(  # type: ignore[assignment]
+        min_length=1, max_length=MAX_MESSAGES
+    )
+
+
+class VllmCompletionRequest(Completion, VllmSampling):
+    """Body of ``POST /v1/completions`` of NIM LLM 2.x."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class TokenizeRequest(VllmBody):
+    """Body of ``POST /tokenize``: a text, or a chat in the model's template."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[VllmMessage] | None = Field(default=None, min_length=1, max_length=MAX_MESSAGES)
+    tools: list[Tool] | None = Field(default=None, max_length=MAX_TOOLS)
+    add_special_tokens: bool = True
+    add_generation_prompt: Literal[True] = True
+    return_token_strs: bool = False
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> TokenizeRequest:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("Give a prompt or messages, one of both.")
+        return self
 
 
 class EmbeddingRequest(Body):

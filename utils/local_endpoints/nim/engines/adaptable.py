@@ -164,6 +164,16 @@ class AdaptableEngine:
             async for chunk in chunks:
                 yield chunk
 
+    async def render(self, body: Json) -> str:
+        """Return what the model reads of a chat; see `ChatEngine.render`."""
+        async with self._require().request() as engine:
+            return await engine.render(body)
+
+    async def tokenize(self, text: str, special: bool) -> list[tuple[int, str]]:
+        """Return a text's tokens; see `ChatEngine.tokenize`."""
+        async with self._require().request() as engine:
+            return await engine.tokenize(text, special)
+
     def abandon(self) -> None:
         """Leave llama.cpp to the end of the process; see `ChatEngine.abandon`."""
         if self._current is not None:

@@ -200,12 +200,30 @@ class ChatEngine:
             UnknownAdapter: No such adapter is loaded.
             EngineStopped: llama.cpp stopped meanwhile.
         """
-        request = {**self._choose(body, adapter), "stream": False}
+        answer = await self._post(path, {**self._choose(body, adapter), "stream": False})
+        return self._public(answer, body["model"], adapter)
+
+    async def _post(self, path: str, body: Json) -> Json:
         with _stop_noticed():
-            answer = await self._client.post(path, json=request)
+            answer = await self._client.post(path, json=body)
         if answer.status_code != 200:
             raise _failure(answer.content)
-        return self._public(answer.json(), body["model"], adapter)
+        return dict(answer.json())
+
+    async def render(self, body: Json) -> str:
+        """Return the text that the model reads of a chat; errors are those of `complete`."""
+        return str((await self._post("/apply-template", body))["prompt"])
+
+    async def tokenize(self, text: str, special: bool) -> list[tuple[int, str]]:
+        """Return the tokens of a prompt as the model reads it, each with its text.
+
+        Args:
+            text: The prompt.
+            special: Whether what the model puts before each prompt is added.
+        """
+        body = {"content": text, "add_special": special, "parse_special": True, "with_pieces": True}
+        tokens = (await self._post("/tokenize", body))["tokens"]
+        return [(token["id"], _piece(token["piece"])) for token in tokens]
 
     async def stream(
         self, path: str, body: Json, adapter: str | None = None
@@ -262,6 +280,11 @@ def _lora_info(path: Path) -> xllamacpp.CommonAdapterLoraInfo:
     info.path = str(path)
     info.scale = 0.0
     return info
+
+
+def _piece(piece: str | list[int]) -> str:
+    """Return a token's text; one that is no UTF-8 comes as its bytes."""
+    return piece if isinstance(piece, str) else bytes(piece).decode("utf-8", errors="replace")
 
 
 @contextmanager
