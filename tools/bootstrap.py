@@ -25,7 +25,7 @@ SUITABLE = ("python3.13", "python3.12", "python3.11")
 WANTED = "Python 3.11, 3.12 or 3.13"
 RE_EXECUTED = "COOKBOOK_BOOTSTRAP_REEXECUTED"
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-# When it is set, the newest packages are installed in place of the pinned ones, as in the nightly run.
+# When it is set, the newest packages are installed and not the pinned ones, as in the nightly run.
 NEWEST = "COOKBOOK_NEWEST"
 MINIMUM_AGE = "3 days"  # a stolen release is mostly found within days
 INPUTS = ("pyproject.toml", "constraints.txt", os.path.join("tools", "bootstrap.py"))

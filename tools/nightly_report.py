@@ -2,9 +2,9 @@
 
     python tools/nightly_report.py results --run https://... --output body.md
 
-`results` has a folder `nightly-PART` for each part. In it are `steps.json`, GitHub's steps and their
-outcomes, and of a part that runs recipes `run.json` (`nim-cookbook run --json`), `packages.json`
-(`pip list --format json`) and `tests.log`. What is missing counts as failed. Prints `passed` or
+`results` has a folder `nightly-PART` for each part, with `steps.json` (GitHub's steps and their
+outcomes). Where recipes ran, it also has `run.json` (`nim-cookbook run --json`), `packages.json`
+(`pip list --format json`) and `tests.log`. A part without results failed. Prints `passed` or
 `failed`. Needs the standard library only, for GitHub's runner has nothing else.
 """
 

@@ -72,12 +72,16 @@ def test_a_failed_recipe_has_its_first_error(results: Path) -> None:
     error = "TypeError: unexpected | `top_k`\nsecond line for @someone"
     rows = [recipe("00", error), recipe("01", missed=("nDCG is 0.1, the least is 0.5", "more"))]
     write(folder / "run.json", {"recipes": rows})
-    write(folder / "steps.json", {"recipes": {"outcome": "failure"}, "tests": {"outcome": "success"}})
+    write(
+        folder / "steps.json", {"recipes": {"outcome": "failure"}, "tests": {"outcome": "success"}}
+    )
     verdict, text = report(results)
     assert verdict == "failed"
     assert text.startswith("Failed: newest.\n")
     assert "## newest: failed\n\nFailed: recipes.\n" in text
-    cell = "`TypeError: unexpected \\| 'top_k' second line for @someone`"  # code: nobody is mentioned
+    cell = (
+        "`TypeError: unexpected \\| 'top_k' second line for @someone`"  # code: nobody is mentioned
+    )
     assert f"| `00 Recipe 00` | `failed in cell 7` | {cell} |" in text
     assert "| `01 Recipe 01` | `failed` | `nDCG is 0.1, the least is 0.5` |" in text
     assert "## pinned: passed" in text
@@ -113,7 +117,9 @@ def test_versions_that_differ_from_the_tested_ones(results: Path) -> None:
     packages.append({"name": "Some_New.Package", "version": "1.0"})
     write(results / "nightly-newest" / "packages.json", packages)
     _, text = report(results)
-    table = text.partition("| Package | Tested | Tonight |\n|---|---|---|\n")[2].partition("\n\n")[0]
+    table = text.partition("| Package | Tested | Tonight |\n|---|---|---|\n")[2].partition("\n\n")[
+        0
+    ]
     assert table.splitlines() == [
         f"| `haystack-ai` | `{pins['haystack-ai']}` | `99.1` |",
         "| `some-new-package` | `not there` | `1.0` |",

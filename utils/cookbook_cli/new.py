@@ -28,11 +28,12 @@ LESSON = "Say in one sentence what the reader learns."
 FLOOR = Floor(measure="margin of the text that answers", min=0.05)
 STEPS = """\
 Five steps follow; CONTRIBUTING.md explains them:
-  1. Write the lesson, in the first cell and in recipes.toml, and correct level, minutes and packages.
+  1. Write the lesson, level, minutes and packages: in the first cell and in recipes.toml.
   2. Replace the template's step by yours: `make lab`.
   3. Measure what your step changed, and set floors in recipes.toml.
   4. Execute it and store its outputs: `make notebooks RECIPES={number}`.
-  5. Add its row to the README's table, then: `make lint`, `make test PYTEST_ARGS="-k '{number} or readme'"`."""
+  5. Add its row to the README's table, then check all:
+     make test PYTEST_ARGS="-k '{number} or readme'\""""
 
 
 def new(console: Console, title: str, notebooks: Path | None = None) -> int:
@@ -57,7 +58,8 @@ def new(console: Console, title: str, notebooks: Path | None = None) -> int:
             raise
     except OSError as error:
         raise ConfigurationError(
-            f"The recipe cannot be written to {folder} ({error.strerror}): make the folder writable."
+            f"The recipe cannot be written to {folder} ({error.strerror}): make room, or make the "
+            "folder writable."
         ) from error
     console.print(f"Written: {shown(notebook)}, and its entry in {shown(entries)}", soft_wrap=True)
     console.print(STEPS.format(number=recipe.number), markup=False, highlight=False, soft_wrap=True)
