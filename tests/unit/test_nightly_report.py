@@ -143,7 +143,7 @@ def test_a_part_without_results_failed(results: Path, name: str) -> None:
     (results / f"nightly-{name}" / "steps.json").unlink()
     verdict, text = report(results)
     assert verdict == "failed"
-    assert f"## {name}: failed\n\nFailed: everything: no result was kept." in text
+    assert f"## {name}: failed\n\nFailed: no result was kept." in text
 
 
 def test_a_long_report_fits_into_an_issue(results: Path) -> None:
