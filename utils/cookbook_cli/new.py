@@ -31,9 +31,10 @@ Five steps follow; CONTRIBUTING.md explains them:
   1. Write the lesson, level, minutes and packages: in the first cell and in recipes.toml.
   2. Replace the template's step by yours: `make lab`.
   3. Measure what your step changed, and set floors in recipes.toml.
-  4. Execute it and store its outputs: `make notebooks RECIPES={number}`.
-  5. Add its row to the README's table, then check all:
-     make test PYTEST_ARGS="-k '{number} or readme'\""""
+  4. Execute it and store its outputs: `make notebooks RECIPES={number}`. Then read them in prose.
+  5. Add its row to the README's table, and check the recipe:
+     make lint test-recipes PYTEST_ARGS="-k {number}"
+"""
 
 
 def new(console: Console, title: str, notebooks: Path | None = None) -> int:
@@ -62,7 +63,9 @@ def new(console: Console, title: str, notebooks: Path | None = None) -> int:
             "folder writable."
         ) from error
     console.print(f"Written: {shown(notebook)}, and its entry in {shown(entries)}", soft_wrap=True)
-    console.print(STEPS.format(number=recipe.number), markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        STEPS.format(number=recipe.number), end="", markup=False, highlight=False, soft_wrap=True
+    )
     return 0
 
 
