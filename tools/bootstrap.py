@@ -25,6 +25,9 @@ SUITABLE = ("python3.13", "python3.12", "python3.11")
 WANTED = "Python 3.11, 3.12 or 3.13"
 RE_EXECUTED = "COOKBOOK_BOOTSTRAP_REEXECUTED"
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# When it is set, the newest packages are installed and not the pinned ones, as in the nightly run.
+NEWEST = "COOKBOOK_NEWEST"
+MINIMUM_AGE = "3 days"  # a stolen release is mostly found within days
 INPUTS = ("pyproject.toml", "constraints.txt", os.path.join("tools", "bootstrap.py"))
 
 
@@ -112,8 +115,10 @@ def python_in(venv):
 
 
 def fingerprint(venv):
-    """Changes with every file that decides what is installed, and with the folder's place."""
+    """Changes with all that decides what is installed, and with the folder's place."""
     digest = hashlib.sha256(os.path.abspath(venv).encode("utf-8"))
+    if os.environ.get(NEWEST):
+        digest.update(NEWEST.encode("utf-8"))
     for name in INPUTS:
         with open(os.path.join(ROOT, name), "rb") as file:
             digest.update(file.read())
@@ -201,7 +206,9 @@ def install_packages(venv, extras):
     target = ".[%s]" % ",".join(extras) if extras else "."
     if sys.dont_write_bytecode:  # or else Python keeps what it compiles, and only what is imported
         uv.append("--compile-bytecode")
-    rest = [*uv, "-c", "constraints.txt", "-e", target]
+    newest = os.environ.get(NEWEST)  # but for PyTorch, whose own index tells no dates
+    versions = ["--exclude-newer", MINIMUM_AGE] if newest else ["-c", "constraints.txt"]
+    rest = [*uv, *versions, "-e", target]
     if subprocess.call(rest, cwd=ROOT, env=environment):
         raise SetupError(
             "the packages could not be installed (uv's reason is above): check the network "
@@ -211,10 +218,13 @@ def install_packages(venv, extras):
 
 def install(venv, extras):
     started = time.time()
-    if version_of(python_in(venv)) is None or not suitable(version_of(python_in(venv))):
+    version = version_of(python_in(venv))
+    # uv would keep what is there and suits: the newest packages go into a new environment.
+    if os.environ.get(NEWEST) or version is None or not suitable(version):
         say("Making the virtual environment %s ..." % os.path.relpath(venv))
         subprocess.check_call([sys.executable, "-m", "venv", "--clear", venv])
-    say("Installing the pinned packages into %s ..." % os.path.relpath(venv))
+    which = "newest" if os.environ.get(NEWEST) else "pinned"
+    say("Installing the %s packages into %s ..." % (which, os.path.relpath(venv)))
     install_packages(venv, extras)
     say("The environment is ready (%.0f s)." % (time.time() - started))
 

@@ -38,6 +38,7 @@ def installed(bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[li
 
     monkeypatch.setattr(bootstrap.subprocess, "check_call", make_venv)
     monkeypatch.setattr(bootstrap, "install_packages", lambda venv, extras: calls.append(extras))
+    monkeypatch.delenv(bootstrap.NEWEST, raising=False)
     return calls
 
 
@@ -77,6 +78,37 @@ def test_changed_file_installs_again(
     bootstrap.main(arguments)
     bootstrap.main(arguments)
     assert len(installed) == 2
+
+
+def test_newest_packages_go_into_an_environment_of_their_own(
+    bootstrap: ModuleType,
+    installed: list[list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    venv = tmp_path / "env"
+    arguments = ["--venv", str(venv)]
+    bootstrap.main(arguments)
+    (venv / "pinned").touch()
+    monkeypatch.setenv(bootstrap.NEWEST, "1")
+    bootstrap.main(arguments)
+    bootstrap.main(arguments)
+    assert len(installed) == 2
+    assert not (venv / "pinned").exists()
+
+
+@pytest.mark.parametrize("newest", ["", "1"])
+def test_newest_packages_are_three_days_old(
+    bootstrap: ModuleType, newest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[list[str]] = []
+    monkeypatch.setenv(bootstrap.NEWEST, newest)
+    monkeypatch.setattr(bootstrap, "uv_environment", lambda venv: {})
+    monkeypatch.setattr(bootstrap.subprocess, "call", lambda command, **_: calls.append(command))
+    bootstrap.install_packages("env", ["dev"])
+    last = " ".join(calls[-1])
+    assert ("--exclude-newer 3 days" in last) == bool(newest)
+    assert ("-c constraints.txt" in last) == (not newest)
 
 
 def test_failed_install_is_done_again(

@@ -2,7 +2,6 @@
 
 import getpass
 import os
-import pty
 import sys
 import types
 
@@ -129,6 +128,7 @@ def test_a_colab_secret_that_is_not_granted_counts_as_none(monkeypatch):
 
 
 def test_then_the_terminal_is_asked(monkeypatch):
+    pty = pytest.importorskip("pty", reason="Windows has no pseudo-terminals")
     ours, theirs = pty.openpty()
     with os.fdopen(theirs, "r") as terminal:
         monkeypatch.setattr(sys, "stdin", terminal)

@@ -163,5 +163,6 @@ def test_wheel_carries_packages_data_and_index(tmp_path: Path) -> None:
     assert "nim_cookbook/_data/people/people.jsonl" in names
     assert "nim_cookbook/models.toml" in names
     assert "nim_cookbook/py.typed" in names
-    assert not [name for name in names if "__pycache__" in name or name.endswith(".ipynb")]
+    assert not [name for name in names if "__pycache__" in name]
+    assert [n for n in names if n.endswith(".ipynb")] == ["cookbook_cli/recipe_template.ipynb"]
     assert sum(info.file_size for info in zipfile.ZipFile(wheel).infolist()) < 5_000_000

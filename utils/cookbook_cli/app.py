@@ -306,6 +306,23 @@ def fetch(
     return fetch_weights(model_set(), force, _console())
 
 
+@app.command()
+def new(
+    title: Annotated[str, typer.Argument(help="The recipe's title, in quotation marks.")],
+    notebooks: Notebooks = None,
+) -> int:
+    """Begin a recipe: a notebook that keeps the rules and runs, and its entry in recipes.toml.
+
+    Examples:
+
+        nim-cookbook new "Ask a table"
+    """
+    _need_jupyter()
+    from cookbook_cli.new import new as begin
+
+    return begin(_console(), title, notebooks)
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def lab(
     context: typer.Context,

