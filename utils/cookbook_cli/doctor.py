@@ -15,7 +15,7 @@ from rich.text import Text
 from cookbook_cli import version
 from cookbook_cli.connection import Mode
 from cookbook_cli.fetch import of_set
-from cookbook_cli.results import VERSIONED, versions
+from cookbook_cli.results import CORE, versions
 from local_endpoints import ports
 from local_endpoints import weights as store
 from local_endpoints.options import PORT_OFFSETS, model_set
@@ -23,7 +23,7 @@ from nim_cookbook import endpoints, keys, local
 from nim_cookbook.errors import CookbookError
 from nim_cookbook.models import ROLES, Weights
 
-NEEDED = (*VERSIONED, "nbclient", "ipykernel")
+NEEDED = (*CORE, "nbclient", "ipykernel")
 INSTALL = "pip install 'nim-rag-cookbook[notebooks]'"
 START = "nim-cookbook serve"
 FETCH = "nim-cookbook fetch"
