@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
@@ -60,16 +60,24 @@ def foreign(names: Iterator[str]) -> set[str]:
 
 
 @cache
+def tops() -> Mapping[str, list[str]]:
+    """Return the packages that have something in a top-level module."""
+    return packages_distributions()
+
+
+@cache
+def files(package: str) -> frozenset[str]:
+    return frozenset(map(str, distribution(package).files or ()))
+
+
+@cache
 def owners(module: str) -> frozenset[str]:
     """Return the packages that a module comes from; several share a namespace."""
-    named = packages_distributions().get(module.split(".")[0], [])
-    if len(set(named)) > 1:
+    named = set(tops().get(module.split(".")[0], []))
+    if len(named) > 1:
         path = module.replace(".", "/")
-        named = [
-            name
-            for name in set(named)
-            if any(str(file).startswith((f"{path}/", f"{path}.")) for file in distribution(name).files or ())
-        ]
+        kinds = (f"{path}.py", f"{path}/__init__.py")
+        named = {name for name in named if files(name).intersection(kinds)}
     return frozenset(map(canonicalize_name, named))
 
 
