@@ -127,7 +127,13 @@ def test_a_recipes_entry_names_the_extras_that_it_imports(recipe: Recipe) -> Non
 
 
 def test_the_first_recipes_and_the_servers_need_no_extra() -> None:
-    assert {recipe.number for recipe in RECIPES if not recipe.extras} >= {"00", "01", "02", "03", "04"}
+    assert {recipe.number for recipe in RECIPES if not recipe.extras} >= {
+        "00",
+        "01",
+        "02",
+        "03",
+        "04",
+    }
     training = {"base_model.py", "trainer.py"}  # in a process of its own, which says what it needs
     for package in ("local_endpoints", "cookbook_cli"):
         for path in set((UTILS / package).rglob("*.py")):

@@ -38,7 +38,7 @@ def test_a_fork_changes_badge_and_set_up_cell_and_nothing_else(tool: ModuleType)
     changed = [n for n, cell in enumerate(after.cells) if cell != before.cells[n]]
     assert [after.cells[n].id for n in changed] == ["title", "setup"]
     assert f"/github/somebody/a-fork/blob/main/notebooks/{recipe.file})" in after.cells[0].source
-    assert f"[serve,kubernetes] @ git+{FORK}\"" in after.cells[changed[1]].source
+    assert f'[serve,kubernetes] @ git+{FORK}"' in after.cells[changed[1]].source
     assert not stored.is_stale(after)
 
 
