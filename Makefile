@@ -1,6 +1,9 @@
 # Every target does its own set-up: python3 with its venv module, and make, are all that is needed.
 PYTHON ?= python3
 VENV ?= .venv
+# What is installed: everything, unless some recipes need less (`make run RECIPES="00 01"
+# EXTRAS=notebooks`; recipes.toml names a recipe's extras).
+EXTRAS ?= notebooks,llamaindex,measure,finetune,serve,kubernetes
 # Recipes to run (`make run RECIPES="01 02"`), and where the endpoints are: local, hosted, self-hosted.
 RECIPES ?=
 ENDPOINTS ?=
@@ -37,7 +40,7 @@ NEED_PYTHON = command -v $(PYTHON) >/dev/null || { echo "Error: $(PYTHON) was no
 BOOTSTRAP = @$(NEED_PYTHON); $(PYTHON) tools/bootstrap.py --venv $(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-code test-recipes test-network weights coverage lint crds lab serve fetch notebooks pdfs screenshot pipelines registry-table bench images compose-test constraints wheel clean setup setup-dev
+.PHONY: help run test test-all test-code test-recipes test-network weights coverage lint crds lab serve fetch notebooks pdfs screenshot pipelines registry-table stamp bench images compose-test constraints wheel clean setup setup-dev
 
 help: ## Show this list
 	@echo "make TARGET, with TARGET one of:"
@@ -45,10 +48,10 @@ help: ## Show this list
 
 # Both install what is missing and do nothing when the environment is up to date.
 setup:
-	$(BOOTSTRAP) --extras notebooks,finetune,serve,kubernetes
+	$(BOOTSTRAP) --extras $(EXTRAS)
 
 setup-dev:
-	$(BOOTSTRAP) --extras notebooks,finetune,serve,kubernetes,dev
+	$(BOOTSTRAP) --extras $(EXTRAS),dev
 
 run: setup ## Execute the recipes from beginning to end (RECIPES="01 02", ENDPOINTS=hosted)
 	@$(COOKBOOK) run $(RECIPES) $(if $(ENDPOINTS),--endpoints $(ENDPOINTS)) $(PORTS)
@@ -112,6 +115,9 @@ pipelines: setup ## Write the served pipelines to deploy/pipelines
 
 registry-table: setup ## Write the registry's table into docs/hosted-catalog.md
 	@$(BIN)/python tools/registry_table.py
+
+stamp: setup ## Write the repository's address (pyproject.toml) into badges and set-up cells
+	@$(BIN)/python tools/stamp.py
 
 bench: setup ## Write one page on load, speed and growth (BENCH_ARGS=--quick, --full)
 	@$(if $(PORT_BASE),COOKBOOK_PORT_BASE=$(PORT_BASE)) $(BIN)/python benchmarks/page.py $(BENCH_ARGS)

@@ -9,14 +9,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from local_endpoints.ports import bind
 
@@ -155,3 +158,27 @@ def stop_servers(process: subprocess.Popen[bytes]) -> None:
         process.wait(timeout=20)
     except subprocess.TimeoutExpired:
         process.kill()
+
+
+def closure(names: Iterable[str]) -> set[str]:
+    """Return packages with all that they need, of what is installed here."""
+    done: set[str] = set()
+    todo = []
+    for requirement in map(Requirement, names):
+        todo.append((canonicalize_name(requirement.name), frozenset(requirement.extras)))
+    seen: set[tuple[str, frozenset[str]]] = set()
+    while todo:
+        name, extras = todo.pop()
+        if (name, extras) in seen:
+            continue
+        seen.add((name, extras))
+        try:
+            needs = distribution(name).requires or []
+        except PackageNotFoundError:
+            continue
+        done.add(name)
+        for need in map(Requirement, needs):
+            environments = [{"extra": extra} for extra in ("", *extras)]
+            if need.marker is None or any(need.marker.evaluate(e) for e in environments):
+                todo.append((canonicalize_name(need.name), frozenset(need.extras)))
+    return done

@@ -57,7 +57,7 @@ def version_of(command):
         return None
 
 
-def use_suitable_python(arguments):
+def use_suitable_python(arguments, script=__file__):
     """Go on under a suitable Python: this one, or another one found on the PATH."""
     if suitable(sys.version_info):
         return
@@ -67,7 +67,7 @@ def use_suitable_python(arguments):
         if version and suitable(version):
             environment = dict(os.environ)
             environment[RE_EXECUTED] = "1"
-            command = [path, os.path.abspath(__file__), *arguments]
+            command = [path, os.path.abspath(script), *arguments]
             sys.exit(subprocess.call(command, env=environment))
     raise SetupError(
         "The cookbook needs %s and this is Python %d.%d (%s): install one of them, "

@@ -50,7 +50,7 @@ def test_an_engine_that_is_not_installed_is_told(monkeypatch, tmp_path):
         "raise ModuleNotFoundError(\"No module named 'qdrant_edge'\")", encoding="utf-8"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
-    with pytest.raises(ConfigurationError, match="pip install qdrant-edge-py"):
+    with pytest.raises(ConfigurationError, match=r"nim-rag-cookbook\[kubernetes\]"):
         measured.store_memory_measured(5_000)
 
 

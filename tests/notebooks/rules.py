@@ -37,6 +37,8 @@ BADGE = re.compile(
     r"\(https://colab\.research\.google\.com/github/[\w.-]+/[\w.-]+/blob/[\w./-]+/notebooks/([\w.-]+)\)"
 )
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.DOTALL | re.MULTILINE)
+DETAILS = re.compile(r"<details>.*?</details>", re.DOTALL)
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 HEADING_1 = re.compile(r"^# (.+)$", re.MULTILINE)
 MARKDOWN_IMAGE = re.compile(r"!\[([^\]]*)\]\(")
 HTML_IMAGE = re.compile(r"<img\b[^>]*>", re.IGNORECASE)
@@ -57,6 +59,13 @@ def prose(notebook: NotebookNode) -> str:
     """All Markdown, without fenced code."""
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     return "\n\n".join(FENCE.sub("", source) for source in cells)
+
+
+def answers(notebook: NotebookNode) -> list[str]:
+    """The Python of the exercises' answers, in their order."""
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    collapsed = [text for source in cells for text in DETAILS.findall(source)]
+    return [code for text in collapsed for code in PYTHON.findall(text)]
 
 
 def python_of(cell: NotebookNode) -> str:
@@ -264,6 +273,8 @@ def exercises(notebook: NotebookNode, recipe: Recipe) -> list[str]:
     opened, closed = text.count("<details"), text.count("</details>")
     if not opened or opened != closed or text.count("<summary>") != opened:
         problems.append("no exercise whose answer is collapsed (<details> with <summary>)")
+    if not answers(notebook):
+        problems.append("no answer holds a block of Python, which the tests run")
     if re.search(r"<details[^>]*\bopen\b", text):
         problems.append("a <details> is open: the answer shows")
     return problems

@@ -41,11 +41,15 @@ TAIL = """## What next
 
 ## Exercises
 
-1. Change something. <details><summary>Answer</summary>Done.</details>
+1. Change something.
+
+<details><summary>Answer</summary>
 
 ```python
 # no heading
 ```
+
+</details>
 """
 PNG = base64.b64encode(b"\x89PNG" + b"0" * 100).decode()
 
@@ -143,6 +147,7 @@ BAD: list[tuple[rules.Rule, Break]] = [
     (rules.exercises, replaced(4, "## Exercises", "## Homework")),
     (rules.exercises, replaced(4, "<details>", "")),
     (rules.exercises, replaced(4, "<details>", "<details open>")),
+    (rules.exercises, replaced(4, "```python", "```")),
     (rules.no_mode_switch, source(3, 'if nim.mode == "local":\n    pass')),
     (rules.no_mode_switch, source(3, 'url = a if mode != "hosted" else b')),
     (rules.no_mode_switch, source(3, 'ok = mode in ("local",)')),

@@ -447,7 +447,9 @@ def test_broken_index_and_notebook(folder, tmp_path):
 # --- help, version ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["serve", "run", "doctor", "probe", "fetch", "lab", "ask"])
+@pytest.mark.parametrize(
+    "command", ["serve", "run", "doctor", "probe", "fetch", "lab", "ask", "bundle"]
+)
 def test_help_has_examples(command, capsys):
     assert main([command, "--help"]) == 0
     assert f"nim-cookbook {command}" in capsys.readouterr().out.split("Example")[1]
@@ -553,6 +555,22 @@ def test_doctor_takes_the_mode_and_lists_a_problem_once(monkeypatch, tmp_path, c
     text = capsys.readouterr().out
     assert "hosted (COOKBOOK_ENDPOINTS)" in text
     assert text.count("NVIDIA_API_KEY") == 1
+
+
+def test_doctor_answers_the_teacher_in_one_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("COOKBOOK_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("COOKBOOK_ENDPOINTS", "local")
+    assert main(["doctor", "--class"]) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert ": not ready: " in line and line.count("-> nim-cookbook fetch") == 3
+    monkeypatch.setattr(doctor, "LOOKS", (doctor._python, doctor._packages, doctor._mode))
+    assert main(["doctor", "--class"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert ": ready for 00, 01, 02" in line and line.endswith(", 14")
+    monkeypatch.setattr(doctor, "missing_extras", lambda: {"finetune"})
+    assert main(["doctor", "--class"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "09" not in line and line.endswith('pip install "nim-rag-cookbook[finetune]"')
 
 
 def test_doctor_says_who_holds_the_ports(monkeypatch, tmp_path):

@@ -9,14 +9,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 from dotenv import dotenv_values
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from nim_cookbook.errors import CookbookError
@@ -24,6 +23,7 @@ from rag_service import compose
 from rag_service.probe import main as probe
 from rag_service.settings import TOKEN
 from rag_service.stores import store_kind
+from tests.support import closure
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -201,30 +201,6 @@ def test_images_are_small_and_do_not_run_as_root() -> None:
         assert any(line.startswith("COPY --from=build") for line in lines)
         assert re.fullmatch(r"FROM python:3\.\d+\.\d+-slim-\w+", lines[0])
     assert list(found)[-1] == "service"  # the default target
-
-
-def closure(names: list[str]) -> set[str]:
-    """Return packages with all that they need, of what is installed here."""
-    todo, done = [(canonicalize_name(name), frozenset[str]()) for name in names], set()
-    for text in names:
-        requirement = Requirement(text)
-        todo.append((canonicalize_name(requirement.name), frozenset(requirement.extras)))
-    seen: set[tuple[str, frozenset[str]]] = set()
-    while todo:
-        name, extras = todo.pop()
-        if (name, extras) in seen:
-            continue
-        seen.add((name, extras))
-        try:
-            needs = distribution(name).requires or []
-        except PackageNotFoundError:
-            continue
-        done.add(name)
-        for need in map(Requirement, needs):
-            environments = [{"extra": extra} for extra in ("", *extras)]
-            if need.marker is None or any(need.marker.evaluate(e) for e in environments):
-                todo.append((canonicalize_name(need.name), frozenset(need.extras)))
-    return done
 
 
 def listed(name: str) -> list[str]:

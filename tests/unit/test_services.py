@@ -184,7 +184,7 @@ def test_a_missing_package_is_one_sentence(package: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     *_, last = done.stderr.strip().splitlines()
     assert "ConfigurationError: Notion pages need the package" in last
-    assert "`pip install notion-haystack notion-client`" in last
+    assert '`pip install "nim-rag-cookbook[finetune]"`' in last
 
 
 # --- Gradient ---------------------------------------------------------------------------------

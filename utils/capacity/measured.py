@@ -119,7 +119,8 @@ def _child(*arguments: str) -> dict[str, int]:
         last = (done.stderr.strip().splitlines() or ["it was killed"])[-1]
         if "No module named 'qdrant_edge'" in last:
             raise ConfigurationError(
-                "Qdrant's engine is not installed: run `pip install qdrant-edge-py`."
+                "Qdrant's engine is not installed: run "
+                '`pip install "nim-rag-cookbook[kubernetes]"`.'
             )
         raise ConfigurationError(f"The store could not be measured ({last}).")
     answer: dict[str, int] = json.loads(done.stdout)

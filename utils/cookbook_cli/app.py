@@ -241,6 +241,9 @@ def ask(
 def doctor(
     endpoints: Endpoints = None,
     port_base: PortBase = None,
+    for_class: Annotated[
+        bool, typer.Option("--class", help="One line: ready, or not ready and what to do.")
+    ] = False,
 ) -> int:
     """Tell what is installed, which weights are there, what answers, and what is missing.
 
@@ -249,11 +252,13 @@ def doctor(
         nim-cookbook doctor
 
         nim-cookbook doctor --endpoints hosted
+
+        nim-cookbook doctor --class
     """
-    from cookbook_cli.doctor import examine
+    from cookbook_cli.doctor import examine, in_one_line
 
     _use_ports(port_base)
-    return examine(_console(), endpoints)
+    return in_one_line(endpoints) if for_class else examine(_console(), endpoints)
 
 
 @app.command()
@@ -321,6 +326,32 @@ def new(
     from cookbook_cli.new import new as begin
 
     return begin(_console(), title, notebooks)
+
+
+@app.command()
+def bundle(
+    folder: Annotated[Path, typer.Argument(help="Where to write it: a new folder.")],
+    recipes: Annotated[
+        list[str] | None,
+        typer.Argument(help="Numbers of the recipes that it must run. [default: all]"),
+    ] = None,
+    models: Models = None,
+) -> int:
+    """Write a folder from which others install with no network: packages, weights, notebooks.
+
+    It is for this Python version and this kind of machine, and needs a clone.
+
+    Examples:
+
+        nim-cookbook bundle cookbook-bundle
+
+        nim-cookbook bundle /media/stick/cookbook 00 01 02 03 --models small
+    """
+    from cookbook_cli.bundle import bundle as write_bundle
+    from local_endpoints.options import model_set
+
+    _use_models(models)
+    return write_bundle(_console(), folder, recipes or (), model_set())
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

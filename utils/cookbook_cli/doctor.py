@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import platform
 import sys
@@ -15,15 +16,16 @@ from rich.text import Text
 from cookbook_cli import version
 from cookbook_cli.connection import Mode
 from cookbook_cli.fetch import of_set
-from cookbook_cli.results import VERSIONED, versions
+from cookbook_cli.results import CORE, versions
 from local_endpoints import ports
 from local_endpoints import weights as store
 from local_endpoints.options import PORT_OFFSETS, model_set
-from nim_cookbook import endpoints, keys, local
+from nim_cookbook import data, endpoints, keys, local
 from nim_cookbook.errors import CookbookError
+from nim_cookbook.explain import missing_extras
 from nim_cookbook.models import ROLES, Weights
 
-NEEDED = (*VERSIONED, "nbclient", "ipykernel")
+NEEDED = (*CORE, "nbclient", "ipykernel")
 INSTALL = "pip install 'nim-rag-cookbook[notebooks]'"
 START = "nim-cookbook serve"
 FETCH = "nim-cookbook fetch"
@@ -51,10 +53,7 @@ def examine(console: Console, mode: Mode | None = None) -> int:
     Returns:
         0 when the recipes can run, 1 when something is missing.
     """
-    if mode is not None:
-        os.environ["COOKBOOK_ENDPOINTS"] = mode
-    # Several looks stumble over the same wrong setting; it is shown once.
-    findings = list(dict.fromkeys(finding for look in LOOKS for finding in _guarded(look)))
+    findings = _findings(mode)
     table = Table(title=f"nim-cookbook {version()}", show_header=False, title_justify="left")
     table.add_column("state", no_wrap=True)
     table.add_column("area", no_wrap=True)
@@ -73,6 +72,32 @@ def examine(console: Console, mode: Mode | None = None) -> int:
     else:
         console.print("Nothing is missing: the recipes can run (`nim-cookbook run`).")
     return 1 if blocking else 0
+
+
+def in_one_line(mode: Mode | None = None) -> int:
+    """Print whether this person can begin, for the one who teaches; return 0 or 1."""
+    blocking = [finding for finding in _findings(mode) if finding.blocking]
+    try:
+        who = f"{getpass.getuser()} on {platform.node()}"
+    except (OSError, KeyError):  # a container's user may have no name
+        who = platform.node()
+    if blocking:
+        todo = "; ".join(f"{one.text} -> {one.mend}" for one in blocking)
+        print(f"{who}: not ready: {' '.join(todo.split())}")
+        return 1
+    lacks = missing_extras()
+    recipes = [one for one in data.recipes() if not lacks.intersection(one.get("extras", ()))]
+    rest = f'; for the others pip install "nim-rag-cookbook[{",".join(sorted(lacks))}]"'
+    able = ", ".join(one["number"] for one in recipes)
+    print(f"{who}: ready for {able}{rest if lacks else ''}")
+    return 0
+
+
+def _findings(mode: Mode | None) -> list[Finding]:
+    """Return what was found; several looks stumble over the same wrong setting, told once."""
+    if mode is not None:
+        os.environ["COOKBOOK_ENDPOINTS"] = mode
+    return list(dict.fromkeys(finding for look in LOOKS for finding in _guarded(look)))
 
 
 def _guarded(look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:

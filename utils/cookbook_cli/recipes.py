@@ -53,6 +53,7 @@ class Recipe:
     packages: tuple[str, ...]  # what it teaches, by distribution name
     endpoints: tuple[str, ...]  # the roles that it calls
     lesson: str  # what it teaches, in one sentence
+    extras: tuple[str, ...] = ()  # what it needs beside the core install
     seconds: int = 0  # executing it on two cores, as measured; 0 where nobody did
     alone: bool = False  # it measures time or load, or trains: nothing runs beside it
     floor: tuple[Floor, ...] = ()  # what must hold when it was executed

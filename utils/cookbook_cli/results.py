@@ -18,15 +18,12 @@ from rich.text import Text
 from cookbook_cli.recipes import Recipe
 from nim_cookbook.wording import MEASURE_MIME
 
+CORE = ("haystack-ai", "nvidia-haystack", "openai", "xllamacpp", "onnxruntime")
 VERSIONED = (
-    "haystack-ai",
-    "nvidia-haystack",
+    *CORE,
     "llama-index-core",
     "llama-index-llms-nvidia",
     "llama-index-postprocessor-nvidia-rerank",
-    "openai",
-    "xllamacpp",
-    "onnxruntime",
 )
 
 

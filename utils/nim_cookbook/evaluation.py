@@ -24,6 +24,7 @@ import Stemmer
 
 from nim_cookbook.corpus import THRESHOLD, Query, relevant
 from nim_cookbook.errors import DataError
+from nim_cookbook.explain import needing_extra
 from nim_cookbook.local import cache_dir
 from nim_cookbook.scoring import contains, normalise, refuses
 
@@ -96,7 +97,8 @@ def proportion(values: npt.ArrayLike, *, confidence: float = 0.95) -> Interval:
     Raises:
         DataError: There are no values, or they are not one row.
     """
-    from scipy.stats import binomtest  # takes a second to load
+    with needing_extra():
+        from scipy.stats import binomtest  # takes a second to load
 
     row = _row(values)
     hits = int(np.count_nonzero(row))
@@ -152,7 +154,8 @@ def _resampled(
     row: Scores, confidence: float, resamples: int, seed: int
 ) -> tuple[Interval, Scores]:
     """Return the percentile interval of a mean, and the mean of each resample."""
-    from scipy import stats  # takes a second to load
+    with needing_extra():
+        from scipy import stats  # takes a second to load
 
     mean = float(row.mean())
     if row.size == 1:  # SciPy wants two values
@@ -274,7 +277,8 @@ def _ranx(
     os.environ.setdefault("IR_DATASETS_HOME", str(cache_dir() / "ir_datasets"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Numba on its own casts, while it compiles
-        from ranx import evaluate
+        with needing_extra():
+            from ranx import evaluate
 
         try:
             # Twice, as ranx 0.3.21 fails on a single metric with a cut-off and no mean.

