@@ -37,7 +37,7 @@ NEED_PYTHON = command -v $(PYTHON) >/dev/null || { echo "Error: $(PYTHON) was no
 BOOTSTRAP = @$(NEED_PYTHON); $(PYTHON) tools/bootstrap.py --venv $(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-code test-recipes test-network weights coverage lint crds lab serve fetch notebooks pdfs screenshot pipelines tables bench images compose-test constraints wheel clean setup setup-dev
+.PHONY: help run test test-all test-code test-recipes test-network weights coverage lint crds lab serve fetch notebooks pdfs screenshot pipelines tables site bench images compose-test constraints wheel clean setup setup-dev
 
 help: ## Show this list
 	@echo "make TARGET, with TARGET one of:"
@@ -112,6 +112,10 @@ pipelines: setup ## Write the served pipelines to deploy/pipelines
 
 tables: setup ## Write the tables and the figure of README.md and docs/hosted-catalog.md
 	@$(BIN)/python tools/tables.py
+
+site: ## Build the web pages from the stored outputs, into build/site/html
+	$(BOOTSTRAP) --extras site
+	@$(BIN)/python tools/build_site.py
 
 bench: setup ## Write one page on load, speed and growth (BENCH_ARGS=--quick, --full)
 	@$(if $(PORT_BASE),COOKBOOK_PORT_BASE=$(PORT_BASE)) $(BIN)/python benchmarks/page.py $(BENCH_ARGS)
