@@ -104,7 +104,7 @@ def facts(recipe: dict[str, Any], ran: dict[str, str]) -> str:
         "Minutes": str(recipe["minutes"]),
         "Packages": " ".join(f"<code>{escape(name)}</code>" for name in recipe["packages"]),
         "Last verified": last_commit(path) or "unknown",
-        "Weights": "<br>".join(map(escape, weights)),
+        "Weights": "<br>".join(map(escape, weights)) or "none; it calls no model",
         "Run it": f'<a href="{COLAB}/{path}">in Colab</a>, '
         f'<a href="{REPOSITORY}/blob/main/{path}">from GitHub</a>',
     }
