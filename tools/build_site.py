@@ -35,7 +35,11 @@ MEASURE = "application/vnd.nim-cookbook.measure+json"  # for programs; it shows 
 USE = ["install", "settings", "ask", "servers", "protocol", "services"]
 WORK = ["architecture", "testing"]
 OTHERS = {
-    "Use": ["deploy/README.md", "deploy/helm/nim-rag-cookbook/README.md", "deploy/helm/opensearch.md"],
+    "Use": [
+        "deploy/README.md",
+        "deploy/helm/nim-rag-cookbook/README.md",
+        "deploy/helm/opensearch.md",
+    ],
     "Background": ["MODELS.md"],
     "Development": ["CONTRIBUTING.md", "CHANGELOG.md"],
 }
@@ -79,7 +83,9 @@ def drawn(text: str, page: Path) -> str:
     def picture(match: re.Match[str]) -> str:
         described = re.search(r"^\s*accDescr: (.+)$", match[1], re.MULTILINE)
         if described is None:
-            sys.exit(f"A diagram in {page.name} has no accDescr, its text for those who do not see it.")
+            sys.exit(
+                f"A diagram in {page.name} has no accDescr, its text for those who do not see it."
+            )
         made = diagram(match[1], described[1])
         file = page.with_name(f"{page.stem}-{match.start()}.png")
         file.write_bytes(made.png)
@@ -168,7 +174,9 @@ def write_sources(folder: Path) -> None:
     (folder / "index.md").write_text(f"{home}\n{contents()}", "utf-8")
     changes = folder / "CHANGELOG.md"
     title, rest = changes.read_text("utf-8").split("\n", 1)
-    changes.write_text(f'{title}\n\n<a href="feed.xml">These changes as a feed (Atom)</a>\n{rest}', "utf-8")
+    changes.write_text(
+        f'{title}\n\n<a href="feed.xml">These changes as a feed (Atom)</a>\n{rest}', "utf-8"
+    )
 
 
 def feed() -> bytes:
@@ -210,7 +218,20 @@ def build(folder: Path) -> int:
     write_sources(source)
     configuration = str(ROOT / "tools" / "site")
     # -W: a link without a target fails the build.
-    status = sphinx(["-q", "-W", "--keep-going", "-E", "-c", configuration, "-d", str(folder / "doctrees"), str(source), str(html)])
+    status = sphinx(
+        [
+            "-q",
+            "-W",
+            "--keep-going",
+            "-E",
+            "-c",
+            configuration,
+            "-d",
+            str(folder / "doctrees"),
+            str(source),
+            str(html),
+        ]
+    )
     if status == 0:
         (html / "feed.xml").write_bytes(feed())
     return status

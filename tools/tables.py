@@ -1,7 +1,7 @@
 """Write the parts of Markdown pages that are made from data: tables, and the README's figure.
 
-Run it as `make tables` after a change to `models.toml`, `recipes.toml` or the stored outputs of recipe
-07, and commit both. `--check` writes nothing and tells which pages differ.
+Run it as `make tables` after a change to `models.toml`, `recipes.toml` or recipe 07's stored
+outputs, and commit both. `--check` writes nothing and tells which pages differ.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ def figure() -> str:
     """Return the figure, its caption below it."""
     _, alt, ran = stored_figure()
     image = f'<img src="{FIGURE}" width="560" alt="{escape(alt)}">'
-    return f"{image}\n\n*Which search is better? [Recipe 07]({FIGURE_OF}) measures it. Ran: {ran}.*\n"
+    return (
+        f"{image}\n\n*Which search is better? [Recipe 07]({FIGURE_OF}) measures it. Ran: {ran}.*\n"
+    )
 
 
 PARTS: list[tuple[str, str, Callable[[], str]]] = [

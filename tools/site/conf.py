@@ -1,8 +1,8 @@
-"""Sphinx's configuration for the site; `tools/build_site.py` writes the sources and calls Sphinx."""
+"""Sphinx's configuration of the site; `tools/build_site.py` writes the sources and calls it."""
 
 project = "NIM RAG Cookbook"
 author = "The NIM RAG Cookbook's contributors"
-copyright = "the contributors; code Apache-2.0, data CC0"  # noqa: A001
+copyright = "the contributors; code Apache-2.0, data CC0"
 language = "en"
 extensions = ["myst_nb"]
 templates_path = ["templates"]
@@ -15,6 +15,8 @@ html_theme = "sphinx_book_theme"
 html_title = project
 html_baseurl = "https://nim-rag-cookbook.github.io/nim-rag-cookbook/"
 html_static_path = ["static"]
+html_favicon = "static/favicon.svg"
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
 html_css_files = ["site.css"]
 html_copy_source = False
 html_theme_options = {
