@@ -48,7 +48,7 @@ setup:
 	$(BOOTSTRAP) --extras notebooks,finetune,serve,kubernetes
 
 setup-dev:
-	$(BOOTSTRAP) --extras notebooks,finetune,serve,kubernetes,dev
+	$(BOOTSTRAP) --extras notebooks,finetune,serve,kubernetes,site,dev
 
 run: setup ## Execute the recipes from beginning to end (RECIPES="01 02", ENDPOINTS=hosted)
 	@$(COOKBOOK) run $(RECIPES) $(if $(ENDPOINTS),--endpoints $(ENDPOINTS)) $(PORTS)

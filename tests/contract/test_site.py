@@ -101,6 +101,15 @@ def test_the_navigation_has_all_recipes_by_part(pages: dict[str, html.HtmlElemen
     assert places == sorted(places)
 
 
+def test_every_page_has_one_title_and_words_for_its_pictures(
+    pages: dict[str, html.HtmlElement],
+) -> None:
+    for name in pages.keys() - {"search.html"}:
+        (article,) = pages[name].find_class("bd-article")
+        assert len(article.findall(".//h1")) == 1, name
+        assert all(image.get("alt", "").strip() for image in article.iter("img")), name
+
+
 def test_links_lead_somewhere(site: Path, pages: dict[str, html.HtmlElement]) -> None:
     lost = []
     for name, page in pages.items():

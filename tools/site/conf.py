@@ -19,6 +19,7 @@ html_favicon = "static/favicon.svg"
 html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
 html_css_files = ["site.css"]
 html_copy_source = False
+html_use_index = False  # there are no terms to list
 html_theme_options = {
     "repository_url": "https://github.com/nim-rag-cookbook/nim-rag-cookbook",
     "repository_branch": "main",
