@@ -32,7 +32,7 @@ SITE = "https://nim-rag-cookbook.github.io/nim-rag-cookbook/"
 MEASURE = "application/vnd.nim-cookbook.measure+json"  # for programs; it shows nothing
 # The pages beside the recipes, in the order of the navigation. Pages of docs/ that are not named
 # come with "Background".
-USE = ["install", "settings", "ask", "servers", "protocol", "services"]
+USE = ["install", "platforms", "settings", "ask", "servers", "protocol", "services"]
 WORK = ["architecture", "testing"]
 OTHERS = {
     "Use": [
