@@ -40,7 +40,7 @@ NEED_PYTHON = command -v $(PYTHON) >/dev/null || { echo "Error: $(PYTHON) was no
 BOOTSTRAP = @$(NEED_PYTHON); $(PYTHON) tools/bootstrap.py --venv $(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-code test-recipes test-network weights coverage lint crds lab serve fetch notebooks pdfs screenshot pipelines registry-table stamp bench images compose-test constraints wheel clean setup setup-dev
+.PHONY: help run test test-all test-code test-recipes test-network weights coverage lint crds lab serve fetch notebooks pdfs screenshot pipelines tables stamp site bench images compose-test constraints wheel clean setup setup-dev
 
 help: ## Show this list
 	@echo "make TARGET, with TARGET one of:"
@@ -51,7 +51,7 @@ setup:
 	$(BOOTSTRAP) --extras $(EXTRAS)
 
 setup-dev:
-	$(BOOTSTRAP) --extras $(EXTRAS),dev
+	$(BOOTSTRAP) --extras $(EXTRAS),site,dev
 
 run: setup ## Execute the recipes from beginning to end (RECIPES="01 02", ENDPOINTS=hosted)
 	@$(COOKBOOK) run $(RECIPES) $(if $(ENDPOINTS),--endpoints $(ENDPOINTS)) $(PORTS)
@@ -113,8 +113,12 @@ screenshot: setup-dev ## Drive the chat page in Chromium and keep its picture fo
 pipelines: setup ## Write the served pipelines to deploy/pipelines
 	@$(BIN)/python -m rag_service.pipelines
 
-registry-table: setup ## Write the registry's table into docs/hosted-catalog.md
-	@$(BIN)/python tools/registry_table.py
+tables: setup ## Write the tables and the figure of README.md and docs/hosted-catalog.md
+	@$(BIN)/python tools/tables.py
+
+site: ## Build the web pages from the stored outputs, into build/site/html
+	$(BOOTSTRAP) --extras site
+	@$(BIN)/python tools/build_site.py
 
 stamp: setup ## Write the repository's address (pyproject.toml) into badges and set-up cells
 	@$(BIN)/python tools/stamp.py

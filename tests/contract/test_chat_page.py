@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -14,6 +13,7 @@ import pytest
 
 from nim_cookbook.pictures import small_png
 from rag_service.local import LocalServices
+from tests.browser import BROWSER, FLAGS, needs_browser
 from tests.query_service import TOKEN, TestedService, environment, index_documents, running
 from tests.support import Servers
 
@@ -23,12 +23,6 @@ playwright = pytest.importorskip(
 if find_spec("chainlit") is None:  # importing it would write its settings into this folder
     pytest.skip("the chat page: install hayhooks[chainlit]", allow_module_level=True)
 
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-needs_browser = pytest.mark.skipif(
-    BROWSER is None, reason="no Chromium on this machine (chromium, google-chrome)"
-)
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="PostgreSQL's socket is POSIX"),
     pytest.mark.network,  # Chromium looks up its maker's hosts whenever it starts
@@ -38,15 +32,6 @@ QUESTION = "Under which number are hand warmers ordered?"
 ANSWER, SOURCE, TITLE = "WX-77", "handbook-021", "Winter visits and work near ice"
 # Where a notebook's picture is wanted; otherwise beside the test's other files.
 SCREENSHOT = "COOKBOOK_SCREENSHOT"
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture(scope="module")

@@ -70,8 +70,8 @@ def test_what_is_known_is_checked(old, new, says):
         parse_registry(text.replace(old, new, 1))
 
 
-def test_the_page_on_the_hosted_catalog_has_the_registrys_dates():
-    tool = PACKAGE.parents[1] / "tools" / "registry_table.py"
+def test_the_tables_of_readme_and_docs_are_those_of_the_data():
+    tool = PACKAGE.parents[1] / "tools" / "tables.py"
     done = subprocess.run([sys.executable, tool, "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -14,8 +14,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from nim_cookbook import data
-
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NAME = "nim-rag-cookbook"
@@ -99,13 +97,6 @@ def test_ci_runs_the_same_script_everywhere() -> None:
     steps = [step.get("run") for step in workflow["jobs"]["test"]["steps"]]
     assert ".ci/run" in steps
     assert "make test" in (ROOT / ".ci/run").read_text(encoding="utf-8")
-
-
-def test_the_table_in_the_readme_is_that_of_the_index() -> None:
-    row = "| {number} | [{title}](notebooks/{file}) | {lesson} | {minutes} |"
-    rows = [row.format(**recipe) for recipe in data.recipes()]
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert re.findall(r"^\| \d\d \|.*$", text, re.MULTILINE) == rows
 
 
 def test_live_workflow_needs_no_key_in_the_open() -> None:

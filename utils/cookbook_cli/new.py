@@ -32,7 +32,7 @@ Five steps follow; CONTRIBUTING.md explains them:
   2. Replace the template's step by yours: `make lab`.
   3. Measure what your step changed, and set floors in recipes.toml.
   4. Execute it and store its outputs: `make notebooks RECIPES={number}`. Then read them in prose.
-  5. Add its row to the README's table, and check the recipe:
+  5. Write its row into the README's table, and check the recipe:
      make lint test-recipes PYTEST_ARGS="-k {number}"
 """
 
