@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -10,6 +11,7 @@ from typing import Literal, get_args
 from nim_cookbook.errors import ConfigurationError
 
 WeightSet = Literal["default", "better", "small"]
+Like = Literal["nim", "hosted"]
 MODELS = "COOKBOOK_MODELS"
 
 # Offsets from the port base.
@@ -65,6 +67,9 @@ class ServeOptions:
         models: Which set of weights from the registry to serve.
         chat_model: GGUF file to serve instead of the registry's chat weights.
         stop_with_stdin: End when standard input closes, so that a child never outlives its parent.
+        like: Whose manners the catalog has: a NIM's, or those of NVIDIA's hosted catalog.
+        faults: What goes wrong on a catalog like the hosted one: `NAME`, `NAME:ROLE` or
+            `NAME:ROLE:CALLS`, with the names of `faults.FAULTS`.
     """
 
     host: str = "127.0.0.1"
@@ -72,3 +77,5 @@ class ServeOptions:
     models: WeightSet = field(default_factory=model_set)
     chat_model: Path | None = None
     stop_with_stdin: bool = False
+    like: Like = "nim"
+    faults: Sequence[str] = ()

@@ -1,0 +1,164 @@
+"""A chat model that reasons before it answers, as NVIDIA's newer ones do unless told not to.
+
+The local model really thinks aloud: it is asked to, and what it writes is `reasoning_content`. The
+answer gets the tokens of `max_tokens` that are left. When none are, `content` is empty and the
+finish reason is `length`: what a live reasoning model does with a small `max_tokens`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from local_endpoints.nim.replay import answers, with_body
+from local_endpoints.nim.schemas import DEFAULT_MAX_TOKENS
+
+Json = dict[str, Any]
+
+THINK_ALOUD = (
+    "Do not answer yet. First think aloud, at length: what exactly is asked, what each given text "
+    "says about it, what could be misunderstood, and which answers are possible."
+)
+# What shapes an answer; thoughts are plain text.
+ANSWER_ONLY = ("tools", "tool_choice", "response_format", "stop", "n", "logprobs", "top_logprobs")
+ANSWER_ONLY += ("guided_json", "guided_choice", "nvext", "max_completion_tokens")
+
+
+class _Refused(Exception):
+    """The application refused the request; holds what it sent."""
+
+
+class Reasoning:
+    """Thinks with the chat model of an application, then lets it answer.
+
+    Args:
+        app: The application, asked at the path of the request.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, body: Json) -> None:
+        """Answer a request for a chat completion whose body has been read."""
+        limit = body.get("max_completion_tokens") or body.get("max_tokens") or DEFAULT_MAX_TOKENS
+        messages = body.get("messages")
+        if not isinstance(limit, int) or limit < 1 or not isinstance(messages, list):
+            await self.app(*with_body(scope, json.dumps(body).encode(), receive), send)
+            return
+        thinking = {name: value for name, value in body.items() if name not in ANSWER_ONLY}
+        asked = {"role": "user", "content": THINK_ALOUD}
+        thinking |= {"messages": [*messages, asked], "max_tokens": limit}
+        reply = self._streamed if body.get("stream") else self._whole
+        try:
+            await reply(scope, receive, send, body, thinking)
+        except _Refused as refused:
+            for message in refused.args[0]:
+                await send(message)
+
+    async def _whole(
+        self, scope: Scope, receive: Receive, send: Send, body: Json, thinking: Json
+    ) -> None:
+        thoughts = await self._ask(scope, receive, thinking)
+        choice, used = thoughts["choices"][0], thoughts["usage"]["completion_tokens"]
+        reasoning = choice["message"]["content"]
+        answer = thoughts
+        if choice["finish_reason"] == "stop" and used < thinking["max_tokens"]:
+            answer = await self._ask(scope, receive, _rest(body, thinking["max_tokens"] - used))
+            answer["usage"] = _sum(thoughts["usage"], answer["usage"]["completion_tokens"])
+        else:
+            choice["message"]["content"], choice["finish_reason"] = "", "length"
+        for one in answer["choices"]:
+            one["message"]["reasoning_content"] = reasoning
+        content = json.dumps(answer).encode()
+        headers = [(b"content-type", b"application/json")]
+        headers += [(b"content-length", str(len(content)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+    async def _streamed(
+        self, scope: Scope, receive: Receive, send: Send, body: Json, thinking: Json
+    ) -> None:
+        asked_for_usage = bool((body.get("stream_options") or {}).get("include_usage"))
+        began = False
+
+        async def tell(chunk: Json | None) -> None:
+            nonlocal began
+            if not began:
+                began = True
+                headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+            event = b"[DONE]" if chunk is None else json.dumps(chunk).encode()
+            more = chunk is not None
+            await send(
+                {"type": "http.response.body", "body": b"data: %b\n\n" % event, "more_body": more}
+            )
+
+        finish, usage = "length", {"completion_tokens": 0}
+        last: Json = {}
+        async for chunk in self._chunks(scope, receive, thinking):
+            usage = chunk.get("usage") or usage
+            for choice in chunk["choices"]:
+                finish = choice["finish_reason"] or finish
+                choice["finish_reason"] = None
+                choice["delta"]["reasoning_content"] = choice["delta"].pop("content", None)
+                await tell(chunk)
+            last = chunk
+        left = thinking["max_tokens"] - usage["completion_tokens"]
+        if finish == "stop" and left > 0:
+            async for chunk in self._chunks(scope, receive, _rest(body, left)):
+                if chunk["choices"]:
+                    await tell(chunk)
+                else:
+                    usage = _sum(usage, chunk["usage"]["completion_tokens"])
+        else:
+            over = {"index": 0, "delta": {}, "finish_reason": "length"}
+            await tell({**last, "choices": [over], "usage": None})
+        if asked_for_usage:
+            await tell({**last, "choices": [], "usage": usage})
+        await tell(None)
+
+    async def _ask(self, scope: Scope, receive: Receive, body: Json) -> Json:
+        """Return the application's whole answer to another body.
+
+        Raises:
+            _Refused: It answers with an error.
+        """
+        return json.loads(b"".join([part async for part in self._parts(scope, receive, body)]))
+
+    async def _chunks(self, scope: Scope, receive: Receive, body: Json) -> AsyncIterator[Json]:
+        """Yield the chunks of the application's stream, the last of which has the usage."""
+        body = {**body, "stream_options": {"include_usage": True}}
+        rest = b""
+        async for part in self._parts(scope, receive, body):
+            *events, rest = (rest + part).split(b"\n\n")
+            for event in events:
+                data = event.removeprefix(b"data: ")
+                if data != b"[DONE]":
+                    yield json.loads(data)
+
+    async def _parts(self, scope: Scope, receive: Receive, body: Json) -> AsyncIterator[bytes]:
+        request = with_body(scope, json.dumps(body).encode(), receive)
+        refusal: list[Message] = []
+        async with aclosing(answers(self.app, *request)) as messages:
+            async for message in messages:
+                if refusal or message.get("status", 200) != 200:
+                    refusal.append(message)
+                else:
+                    yield message.get("body", b"")
+        if refusal:
+            raise _Refused(refusal)
+
+
+def _rest(body: Json, tokens: int) -> Json:
+    return {**body, "max_completion_tokens": None, "max_tokens": tokens}
+
+
+def _sum(usage: Json, completion_tokens: int) -> Json:
+    """Return the usage of thoughts and answer, by what the model has written."""
+    written = usage["completion_tokens"] + completion_tokens
+    total = usage["prompt_tokens"] + written
+    return {**usage, "completion_tokens": written, "total_tokens": total}
