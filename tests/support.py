@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from local_endpoints.ports import bind
 
@@ -54,19 +54,28 @@ def free_port_block(size: int = BLOCK) -> int:
 
 
 @contextlib.contextmanager
-def serving_app(app: FastAPI) -> Iterator[str]:
-    """Serve an application on a free port, in a thread; give its address."""
+def serving_app(app: ASGIApp, ssl_certfile: Path | None = None) -> Iterator[str]:
+    """Serve an application on a free port, in a thread; give its address.
+
+    With a file of a certificate and its key, over TLS.
+    """
     port = free_port_block(1)
     listener = bind("127.0.0.1", port, "test")
     server = uvicorn.Server(
-        uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1, lifespan="on")
+        uvicorn.Config(
+            app,
+            log_level="error",
+            timeout_graceful_shutdown=1,
+            lifespan="on",
+            ssl_certfile=ssl_certfile,
+        )
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not server.started and thread.is_alive():
         time.sleep(0.01)
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield f"{'https' if ssl_certfile else 'http'}://127.0.0.1:{port}"
     finally:
         server.should_exit = True
         thread.join()

@@ -124,11 +124,11 @@ def switched(text: str) -> Switched:
     known: dict[str, Role] = {role: role for role in ROLES}
     if role and role not in known:
         raise ConfigurationError(
-            f"The fault {text[:60]!r} is for no role: write {name}:{', :'.join(ROLES)}."
+            f"The fault {text[:60]!r} names no role: write one of {', '.join(ROLES)} after {name}:"
         )
     if calls and not (calls.isascii() and calls.isdigit()):
         raise ConfigurationError(
-            f"The fault {text[:60]!r} is for no number of calls: write {name}:{role}:1, or leave "
-            "the number out for all calls."
+            f"The fault {text[:60]!r} has no number of calls: write {name}:{role}:1, or leave "
+            "the number out, which means all calls."
         )
     return Switched(FAULTS[name], known.get(role), int(calls) if calls else math.inf)

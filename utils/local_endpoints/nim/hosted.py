@@ -94,14 +94,15 @@ class HostedCatalog:
         if refusal is not None:
             await _answer(refusal, model)(scope, receive, send)
             return
-        # Template arguments that no template reads are ignored by the live hosts; the local
-        # models' templates read none.
+        # The live hosts ignore template arguments that no template reads; the local models'
+        # templates read none.
         arguments = body.pop("chat_template_kwargs", None)
-        if scope["path"] == CHAT_PATH and any(fault.reasons for fault in struck):
-            if not (isinstance(arguments, dict) and arguments.get("enable_thinking") is False):
-                await self._reasoning(scope, receive, send, body)
-                return
-        if arguments is not None:
+        off = isinstance(arguments, dict) and arguments.get("enable_thinking") is False
+        if scope["path"] == CHAT_PATH and not off and any(fault.reasons for fault in struck):
+            await self._reasoning(scope, receive, send, body)
+            return
+        budget = body.pop("reasoning_budget", None)
+        if (arguments, budget) != (None, None):
             raw = json.dumps(body).encode()
         await self.app(*with_body(scope, raw, receive), send)
 

@@ -1,8 +1,9 @@
 """A chat model that reasons before it answers, as NVIDIA's newer ones do unless told not to.
 
-The local model really thinks aloud: it is asked to, and what it writes is `reasoning_content`. The
-answer gets the tokens of `max_tokens` that are left. When none are, `content` is empty and the
-finish reason is `length`: what a live reasoning model does with a small `max_tokens`.
+The local model really thinks aloud: it is asked to, and what it writes is `reasoning_content`, at
+most `reasoning_budget` tokens where the request has one. The answer gets the tokens of `max_tokens`
+that are left. When none are, `content` is empty and the finish reason is `length`: what a live
+reasoning model does with a small `max_tokens`.
 """
 
 from __future__ import annotations
@@ -45,16 +46,19 @@ class Reasoning:
     async def __call__(self, scope: Scope, receive: Receive, send: Send, body: Json) -> None:
         """Answer a request for a chat completion whose body has been read."""
         limit = body.get("max_completion_tokens") or body.get("max_tokens") or DEFAULT_MAX_TOKENS
+        budget = body.pop("reasoning_budget", None) or limit
         messages = body.get("messages")
-        if not isinstance(limit, int) or limit < 1 or not isinstance(messages, list):
+        numbers = isinstance(limit, int) and isinstance(budget, int) and min(limit, budget) > 0
+        if not numbers or not isinstance(messages, list):
             await self.app(*with_body(scope, json.dumps(body).encode(), receive), send)
             return
         thinking = {name: value for name, value in body.items() if name not in ANSWER_ONLY}
         asked = {"role": "user", "content": THINK_ALOUD}
-        thinking |= {"messages": [*messages, asked], "max_tokens": limit}
+        thinking |= {"messages": [*messages, asked], "max_tokens": min(limit, budget)}
+        answering = {**body, "max_completion_tokens": None, "max_tokens": limit}
         reply = self._streamed if body.get("stream") else self._whole
         try:
-            await reply(scope, receive, send, body, thinking)
+            await reply(scope, receive, send, answering, thinking)
         except _Refused as refused:
             for message in refused.args[0]:
                 await send(message)
@@ -65,9 +69,9 @@ class Reasoning:
         thoughts = await self._ask(scope, receive, thinking)
         choice, used = thoughts["choices"][0], thoughts["usage"]["completion_tokens"]
         reasoning = choice["message"]["content"]
-        answer = thoughts
-        if choice["finish_reason"] == "stop" and used < thinking["max_tokens"]:
-            answer = await self._ask(scope, receive, _rest(body, thinking["max_tokens"] - used))
+        answer, left = thoughts, body["max_tokens"] - used
+        if left > 0:
+            answer = await self._ask(scope, receive, {**body, "max_tokens": left})
             answer["usage"] = _sum(thoughts["usage"], answer["usage"]["completion_tokens"])
         else:
             choice["message"]["content"], choice["finish_reason"] = "", "length"
@@ -97,19 +101,17 @@ class Reasoning:
                 {"type": "http.response.body", "body": b"data: %b\n\n" % event, "more_body": more}
             )
 
-        finish, usage = "length", {"completion_tokens": 0}
-        last: Json = {}
+        usage, last = {"completion_tokens": 0}, Json()
         async for chunk in self._chunks(scope, receive, thinking):
             usage = chunk.get("usage") or usage
             for choice in chunk["choices"]:
-                finish = choice["finish_reason"] or finish
                 choice["finish_reason"] = None
                 choice["delta"]["reasoning_content"] = choice["delta"].pop("content", None)
                 await tell(chunk)
             last = chunk
-        left = thinking["max_tokens"] - usage["completion_tokens"]
-        if finish == "stop" and left > 0:
-            async for chunk in self._chunks(scope, receive, _rest(body, left)):
+        left = body["max_tokens"] - usage["completion_tokens"]
+        if left > 0:
+            async for chunk in self._chunks(scope, receive, {**body, "max_tokens": left}):
                 if chunk["choices"]:
                     await tell(chunk)
                 else:
@@ -151,10 +153,6 @@ class Reasoning:
                     yield message.get("body", b"")
         if refusal:
             raise _Refused(refusal)
-
-
-def _rest(body: Json, tokens: int) -> Json:
-    return {**body, "max_completion_tokens": None, "max_tokens": tokens}
 
 
 def _sum(usage: Json, completion_tokens: int) -> Json:
