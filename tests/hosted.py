@@ -1,9 +1,9 @@
 """NVIDIA's hosts on loopback: the hosted clients' own URLs, answered by a stand-in.
 
-A CONNECT proxy leads the clients' connections to NVIDIA's two hosts to a TLS server whose certificate
-comes from a throw-away authority. The clients learn of both as they do in a company's network: by
-HTTPS_PROXY, SSL_CERT_FILE and REQUESTS_CA_BUNDLE. Behind it is the catalog of local servers that
-already run, made like the hosted one.
+A CONNECT proxy leads the clients' connections to NVIDIA's two hosts to a TLS server whose
+certificate comes from a throw-away authority. The clients learn of both as they do in a company's
+network: by HTTPS_PROXY, SSL_CERT_FILE and REQUESTS_CA_BUNDLE. Behind it is the catalog of local
+servers that already run, made like the hosted one.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from nbmake.nb_run import NotebookRun
 from nbformat import NotebookNode
+from nbmake.nb_run import NotebookRun
 
 from cookbook_cli import recipes as index
 from cookbook_cli.floors import missed

@@ -55,7 +55,7 @@ FAULTS: Mapping[str, Fault] = {
             "is no longer available.",
         },
     ),
-    "unknown": Fault("404 in plain text, as for an id that nobody knows", 404, "404 page not found"),
+    "unknown": Fault("404 in plain text, as for an unknown id", 404, "404 page not found"),
     "withheld": Fault(
         "404, since the account may not use the model that /v1/models lists",
         404,
@@ -120,7 +120,7 @@ def switched(text: str) -> Switched:
     name, _, rest = text.partition(":")
     role, _, calls = rest.partition(":")
     if name not in FAULTS:
-        raise ConfigurationError(f"There is no fault {name[:40]!r}: use one of {', '.join(FAULTS)}.")
+        raise ConfigurationError(f"There is no fault {name[:40]!r}: use {', '.join(FAULTS)}.")
     known: dict[str, Role] = {role: role for role in ROLES}
     if role and role not in known:
         raise ConfigurationError(
