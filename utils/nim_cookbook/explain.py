@@ -144,29 +144,38 @@ def _unreachable(error: BaseException) -> str | None:
     timed_out = isinstance(
         error, openai.APITimeoutError | httpx.TimeoutException | requests.Timeout
     )
+    place = _place(url)
+    if timed_out and keys.is_nvidia_url(place):
+        return (
+            f"{place} did not answer in time: run the cell again, since a model may have to wake "
+            "up, or give the client a longer `timeout`."
+        )
     fault = "did not answer in time" if timed_out else "cannot be reached"
     return (
-        f"{_place(url)} {fault}: check the URL and your network; if the endpoints are local, run "
+        f"{place} {fault}: check the URL and your network; if the endpoints are local, run "
         "the cell with connect() again."
     )
 
 
 def _without_result(error: BaseException) -> str | None:
     """Explain what clients stumble over when they take a 202 for a result, since it is no error."""
+    # The openai client hands out the bare text of an answer that is not JSON.
+    wanted = isinstance(error, AttributeError) and error.name in ("choices", "data")
+    text = wanted and isinstance(error.obj, str)
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_locals is frame.f_globals:
             continue  # the notebook's own variables, which may be older than the error
         for value in frame.f_locals.values():
             if isinstance(value, httpx.Response | requests.Response) and value.status_code == 202:
                 return _sentence(202, str(value.url), value.text)
-    # The openai client hands out the bare text of an answer that is not JSON.
-    wanted = isinstance(error, AttributeError) and error.name in ("choices", "data")
-    if wanted and isinstance(error.obj, str):
-        return (
-            f"The endpoint answered without a result: {_WAKING}; if that does not help, "
-            "`nim.check()` tells which endpoint it is."
-        )
-    return None
+        # Haystack asserts that it is none.
+        text = text or isinstance(frame.f_locals.get("chat_completion"), str)
+    if not text:
+        return None
+    return (
+        f"The endpoint answered without a result: {_WAKING}; if that does not help, "
+        "`nim.check()` tells which endpoint it is."
+    )
 
 
 def _sentence(status: int, url: str, body: str) -> str:
