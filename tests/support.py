@@ -123,7 +123,9 @@ class Servers:
         pytest.fail(f"the local servers did not start:\n{log[-2000:]}", pytrace=False)
 
 
-def start_servers(port_base: int, log: Path, **variables: str) -> subprocess.Popen[bytes]:
+def start_servers(
+    port_base: int, log: Path, *arguments: str, **variables: str
+) -> subprocess.Popen[bytes]:
     """Start the local servers without waiting; they end with their standard input."""
     log.parent.mkdir(exist_ok=True)
     with log.open("wb") as output:
@@ -131,6 +133,7 @@ def start_servers(port_base: int, log: Path, **variables: str) -> subprocess.Pop
             [
                 *(sys.executable, "-m", "local_endpoints", "--stop-with-stdin"),
                 f"--port-base={port_base}",
+                *arguments,
             ],
             stdin=subprocess.PIPE,
             stdout=output,
@@ -141,11 +144,11 @@ def start_servers(port_base: int, log: Path, **variables: str) -> subprocess.Pop
 
 @contextlib.contextmanager
 def started_servers(
-    log: Path, key: str, **variables: str
+    log: Path, key: str, *arguments: str, **variables: str
 ) -> Iterator[tuple[Servers, subprocess.Popen[bytes]]]:
     """Start local servers beside the session's, ready, and end them."""
     base = free_port_block()
-    process = start_servers(base, log, COOKBOOK_LOCAL_KEY=key, **variables)
+    process = start_servers(base, log, *arguments, COOKBOOK_LOCAL_KEY=key, **variables)
     try:
         servers = Servers(base, key, log)
         servers.wait()
