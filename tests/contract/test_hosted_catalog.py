@@ -71,6 +71,11 @@ def ask(client: httpx.Client, **more: object) -> dict[str, object]:
     return answer.json()
 
 
+def counted(answer: dict[str, object]) -> dict[str, int]:
+    """The usage, without how much of the prompt was read before."""
+    return {name: count for name, count in answer["usage"].items() if isinstance(count, int)}
+
+
 def test_each_role_has_its_host(hosted):
     assert call(hosted, "embedding").status_code == 429  # the fault that strikes once
     assert call(hosted, "embedding", headers=INTEGRATE).status_code == 200
@@ -111,8 +116,8 @@ def test_fault(failing, name):
     for role in ROLES:
         answer = call(client, role)
         assert answer.status_code == fault.status
-        assert set(fault.headers) <= {name for name in fault.headers if name in answer.headers}
-        assert "{" not in str(answer.headers)
+        told = [answer.headers[name] for name in fault.headers]  # and none left to be filled in
+        assert all(told) and not any("{" in value for value in told)
         if isinstance(fault.body, dict):
             assert answer.json().keys() == fault.body.keys()
     assert ("Retry-After" in answer.headers) == (name == "busy")
@@ -151,7 +156,7 @@ def test_a_stream_says_the_same(hosted, limit):
         data = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
     assert data.pop() == "[DONE]"
     chunks = [json.loads(line) for line in data]
-    assert chunks.pop()["usage"] == whole["usage"]
+    assert counted(chunks.pop()) == counted(whole)
     (choice,) = whole["choices"]
     for part in ("content", "reasoning_content"):
         told = "".join(chunk["choices"][0]["delta"].get(part) or "" for chunk in chunks)
