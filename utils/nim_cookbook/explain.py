@@ -160,8 +160,11 @@ def _unreachable(error: BaseException) -> str | None:
 def _without_result(error: BaseException) -> str | None:
     """Explain what clients stumble over when they take a 202 for a result, since it is no error."""
     # The openai client hands out the bare text of an answer that is not JSON.
-    wanted = isinstance(error, AttributeError) and error.name in ("choices", "data")
-    text = wanted and isinstance(error.obj, str)
+    text = (
+        isinstance(error, AttributeError)
+        and error.name in ("choices", "data")
+        and isinstance(error.obj, str)
+    )
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_locals is frame.f_globals:
             continue  # the notebook's own variables, which may be older than the error

@@ -1,15 +1,15 @@
 """A chat model that reasons before it answers, as NVIDIA's newer ones do unless told not to.
 
-The local model really thinks aloud: it is asked to, and what it writes is `reasoning_content`, at
-most `reasoning_budget` tokens where the request has one. The answer gets the tokens of `max_tokens`
-that are left. When none are, `content` is empty and the finish reason is `length`: what a live
+The local model really thinks aloud: it is asked to, and to go on when it stops, and what it writes is
+`reasoning_content`, at most `reasoning_budget` tokens where the request has one. The answer gets the
+tokens of `max_tokens` that are left. When none are, `content` is empty and the finish reason is `length`: what a live
 reasoning model does with a small `max_tokens`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -24,9 +24,14 @@ THINK_ALOUD = (
     "Do not answer yet. First think aloud, at length: what exactly is asked, what each given text "
     "says about it, what could be misunderstood, and which answers are possible."
 )
+GO_ON = "Go on thinking aloud: check each of these thoughts against what is asked."
+# Tokens of thoughts: nemotron-3.5-lightning left none of 512 for an answer (NVIDIA/NemoClaw#8894).
+THINKS = 600
 # What shapes an answer; thoughts are plain text.
-ANSWER_ONLY = ("tools", "tool_choice", "response_format", "stop", "n", "logprobs", "top_logprobs")
-ANSWER_ONLY += ("guided_json", "guided_choice", "nvext", "max_completion_tokens")
+ANSWER_ONLY = (
+    *("tools", "tool_choice", "response_format", "stop", "n", "logprobs", "top_logprobs"),
+    *("guided_json", "guided_choice", "nvext", "max_completion_tokens"),
+)
 
 
 class _Refused(Exception):
@@ -54,7 +59,8 @@ class Reasoning:
             return
         thinking = {name: value for name, value in body.items() if name not in ANSWER_ONLY}
         asked = {"role": "user", "content": THINK_ALOUD}
-        thinking |= {"messages": [*messages, asked], "max_tokens": min(limit, budget)}
+        thinking |= {"messages": [*messages, asked], "stream": True}
+        thinking["max_tokens"] = min(limit, budget, THINKS)
         answering = {**body, "max_completion_tokens": None, "max_tokens": limit}
         reply = self._streamed if body.get("stream") else self._whole
         try:
@@ -66,15 +72,18 @@ class Reasoning:
     async def _whole(
         self, scope: Scope, receive: Receive, send: Send, body: Json, thinking: Json
     ) -> None:
-        thoughts = await self._ask(scope, receive, thinking)
-        choice, used = thoughts["choices"][0], thoughts["usage"]["completion_tokens"]
-        reasoning = choice["message"]["content"]
-        answer, left = thoughts, body["max_tokens"] - used
+        reasoning, last = "", Json()
+        async for last in self._thoughts(scope, receive, thinking):
+            for choice in last["choices"]:
+                reasoning += choice["delta"]["reasoning_content"] or ""
+        left = body["max_tokens"] - last["usage"]["completion_tokens"]
         if left > 0:
             answer = await self._ask(scope, receive, {**body, "max_tokens": left})
-            answer["usage"] = _sum(thoughts["usage"], answer["usage"]["completion_tokens"])
+            answer["usage"] = _sum(last["usage"], answer["usage"]["completion_tokens"])
         else:
-            choice["message"]["content"], choice["finish_reason"] = "", "length"
+            message = {"role": "assistant", "content": ""}
+            over = {"index": 0, "message": message, "finish_reason": "length"}
+            answer = {**last, "object": "chat.completion", "choices": [over]}
         for one in answer["choices"]:
             one["message"]["reasoning_content"] = reasoning
         content = json.dumps(answer).encode()
@@ -101,14 +110,11 @@ class Reasoning:
                 {"type": "http.response.body", "body": b"data: %b\n\n" % event, "more_body": more}
             )
 
-        usage, last = {"completion_tokens": 0}, Json()
-        async for chunk in self._chunks(scope, receive, thinking):
-            usage = chunk.get("usage") or usage
-            for choice in chunk["choices"]:
-                choice["finish_reason"] = None
-                choice["delta"]["reasoning_content"] = choice["delta"].pop("content", None)
-                await tell(chunk)
-            last = chunk
+        last = Json()
+        async for last in self._thoughts(scope, receive, thinking):
+            if last["choices"]:
+                await tell(last)
+        usage = last["usage"]
         left = body["max_tokens"] - usage["completion_tokens"]
         if left > 0:
             async for chunk in self._chunks(scope, receive, {**body, "max_tokens": left}):
@@ -123,15 +129,54 @@ class Reasoning:
             await tell({**last, "choices": [], "usage": usage})
         await tell(None)
 
+    async def _thoughts(
+        self, scope: Scope, receive: Receive, thinking: Json
+    ) -> AsyncGenerator[Json, None]:
+        """Yield chunks of `reasoning_content` until the tokens are used up; the last has the usage.
+
+        Raises:
+            _Refused: The application answers with an error.
+        """
+        said, used, last, usage = "", 0, Json(), Json()
+        while used < thinking["max_tokens"]:
+            turn = {**thinking, "max_tokens": thinking["max_tokens"] - used}
+            if said:
+                more = [{"role": "assistant", "content": said}, {"role": "user", "content": GO_ON}]
+                turn["messages"] = [*thinking["messages"], *more]
+            try:
+                async for last in self._chunks(scope, receive, turn):
+                    for choice in last["choices"]:
+                        thought = choice["delta"].pop("content", None)
+                        said += thought or ""
+                        choice["delta"]["reasoning_content"] = thought
+                        choice["finish_reason"] = None
+                    if last["choices"]:
+                        yield last
+            except _Refused:
+                if not said:
+                    raise
+                break  # there is no room for more in the context
+            written = last["usage"]["completion_tokens"]
+            used += written
+            usage = _sum(usage, written) if usage else last["usage"]
+            if not said or not written:
+                break
+        yield {**last, "choices": [], "usage": usage}
+
     async def _ask(self, scope: Scope, receive: Receive, body: Json) -> Json:
         """Return the application's whole answer to another body.
 
         Raises:
             _Refused: It answers with an error.
         """
-        return json.loads(b"".join([part async for part in self._parts(scope, receive, body)]))
+        answer: Json = json.loads(
+            b"".join([part async for part in self._parts(scope, receive, body)])
+        )
+        return answer
 
-    async def _chunks(self, scope: Scope, receive: Receive, body: Json) -> AsyncIterator[Json]:
+    async def _chunks(
+        self, scope: Scope, receive: Receive, body: Json
+    ) -> AsyncGenerator[Json, None]:
         """Yield the chunks of the application's stream, the last of which has the usage."""
         body = {**body, "stream_options": {"include_usage": True}}
         rest = b""
@@ -142,7 +187,9 @@ class Reasoning:
                 if data != b"[DONE]":
                     yield json.loads(data)
 
-    async def _parts(self, scope: Scope, receive: Receive, body: Json) -> AsyncIterator[bytes]:
+    async def _parts(
+        self, scope: Scope, receive: Receive, body: Json
+    ) -> AsyncGenerator[bytes, None]:
         request = with_body(scope, json.dumps(body).encode(), receive)
         refusal: list[Message] = []
         async with aclosing(answers(self.app, *request)) as messages:

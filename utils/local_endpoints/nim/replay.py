@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from starlette.types import ASGIApp, Message, Receive, Scope
 
@@ -38,7 +38,7 @@ def with_body(scope: Scope, body: bytes, receive: Receive) -> tuple[Scope, Recei
     return {**scope, "headers": [*headers, length]}, replayed
 
 
-async def answers(app: ASGIApp, scope: Scope, receive: Receive) -> AsyncIterator[Message]:
+async def answers(app: ASGIApp, scope: Scope, receive: Receive) -> AsyncGenerator[Message, None]:
     """Yield the messages that an application sends; closing the iterator cancels the request."""
     messages: asyncio.Queue[Message | None] = asyncio.Queue()
 
