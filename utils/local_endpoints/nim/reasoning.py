@@ -1,9 +1,9 @@
 """A chat model that reasons before it answers, as NVIDIA's newer ones do unless told not to.
 
-The local model really thinks aloud: it is asked to, and to go on when it stops, and what it writes is
-`reasoning_content`, at most `reasoning_budget` tokens where the request has one. The answer gets the
-tokens of `max_tokens` that are left. When none are, `content` is empty and the finish reason is `length`: what a live
-reasoning model does with a small `max_tokens`.
+The local model really thinks aloud: it is asked to, and to go on when it stops. What it writes is
+`reasoning_content`, at most `reasoning_budget` tokens where the request has one. The answer gets
+the tokens of `max_tokens` that are left. When none are, `content` is empty and the finish reason is
+`length`: what a live reasoning model does with a small `max_tokens`.
 """
 
 from __future__ import annotations
