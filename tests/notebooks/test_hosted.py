@@ -125,8 +125,13 @@ def told(desk: Desk, nvidia: HostedStandIn, fault: str) -> list[str]:
     return lines
 
 
+def late(number: str, fault: str) -> bool:
+    """Whether a case waits for the long run: 02 runs to its last cell, and silence makes 01 wait."""
+    return (number == "02" and fault != "retired") or (number == "01" and fault == "busy-silent")
+
+
 STOPPING = [
-    marked(recipe, f"{fault}:{role}", long=recipe.number == "02" and fault != "retired")
+    marked(recipe, f"{fault}:{role}", long=late(recipe.number, fault))
     for recipe in RECIPES
     for role in CALLED.get(recipe.number, ())
     for fault in SENTENCES
