@@ -126,7 +126,7 @@ def told(desk: Desk, nvidia: HostedStandIn, fault: str) -> list[str]:
 
 
 def late(number: str, fault: str) -> bool:
-    """Whether a case waits for the long run: 02 runs to its last cell, and silence makes 01 wait."""
+    """Whether a case waits for the long run: 02 runs to its end, and silence makes 01 wait."""
     return (number == "02" and fault != "retired") or (number == "01" and fault == "busy-silent")
 
 
