@@ -25,8 +25,9 @@ THINK_ALOUD = (
     "says about it, what could be misunderstood, and which answers are possible."
 )
 GO_ON = "Go on thinking aloud: check each of these thoughts against what is asked."
-# Tokens of thoughts: nemotron-3.5-lightning left none of 512 for an answer (NVIDIA/NemoClaw#8894).
-THINKS = 600
+# Tokens of thoughts, which take a CPU ten seconds. Live models think longer: nemotron-3.5-lightning
+# left none of 512 for an answer (NVIDIA/NemoClaw#8894).
+THINKS = 200
 # What shapes an answer; thoughts are plain text.
 ANSWER_ONLY = (
     *("tools", "tool_choice", "response_format", "stop", "n", "logprobs", "top_logprobs"),
