@@ -137,6 +137,13 @@ STOPPING = [
     for role in CALLED.get(recipe.number, ())
     for fault in SENTENCES
 ]
+# The others end at their first call.
+STOPPING += [
+    marked(recipe, fault)
+    for recipe in RECIPES
+    if recipe.number not in (*FIRST, *SELF_HOSTED)
+    for fault in SENTENCES
+]
 
 
 @pytest.mark.parametrize("desk, fault", STOPPING, indirect=["desk"])
