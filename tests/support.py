@@ -17,9 +17,9 @@ from pathlib import Path
 import httpx
 import pytest
 import uvicorn
-from fastapi import FastAPI
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from starlette.types import ASGIApp
 
 from local_endpoints.ports import bind
 
@@ -57,19 +57,28 @@ def free_port_block(size: int = BLOCK) -> int:
 
 
 @contextlib.contextmanager
-def serving_app(app: FastAPI) -> Iterator[str]:
-    """Serve an application on a free port, in a thread; give its address."""
+def serving_app(app: ASGIApp, ssl_certfile: Path | None = None) -> Iterator[str]:
+    """Serve an application on a free port, in a thread; give its address.
+
+    With a file of a certificate and its key, over TLS.
+    """
     port = free_port_block(1)
     listener = bind("127.0.0.1", port, "test")
     server = uvicorn.Server(
-        uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1, lifespan="on")
+        uvicorn.Config(
+            app,
+            log_level="error",
+            timeout_graceful_shutdown=1,
+            lifespan="on",
+            ssl_certfile=ssl_certfile,
+        )
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not server.started and thread.is_alive():
         time.sleep(0.01)
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield f"{'https' if ssl_certfile else 'http'}://127.0.0.1:{port}"
     finally:
         server.should_exit = True
         thread.join()
@@ -118,7 +127,7 @@ class Servers:
 
 
 def start_servers(
-    port_base: int, log: Path, nim: str = "2", **variables: str
+    port_base: int, log: Path, *arguments: str, **variables: str
 ) -> subprocess.Popen[bytes]:
     """Start the local servers without waiting; they end with their standard input."""
     log.parent.mkdir(exist_ok=True)
@@ -126,7 +135,8 @@ def start_servers(
         return subprocess.Popen(
             [
                 *(sys.executable, "-m", "local_endpoints", "--stop-with-stdin"),
-                *(f"--port-base={port_base}", f"--nim={nim}"),
+                f"--port-base={port_base}",
+                *arguments,
             ],
             stdin=subprocess.PIPE,
             stdout=output,
@@ -137,11 +147,11 @@ def start_servers(
 
 @contextlib.contextmanager
 def started_servers(
-    log: Path, key: str, nim: str = "2", **variables: str
+    log: Path, key: str, *arguments: str, **variables: str
 ) -> Iterator[tuple[Servers, subprocess.Popen[bytes]]]:
     """Start local servers beside the session's, ready, and end them."""
     base = free_port_block()
-    process = start_servers(base, log, nim, COOKBOOK_LOCAL_KEY=key, **variables)
+    process = start_servers(base, log, *arguments, COOKBOOK_LOCAL_KEY=key, **variables)
     try:
         servers = Servers(base, key, log)
         servers.wait()

@@ -59,7 +59,10 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def nim_1_server(tmp_path: Path) -> Iterator[Servers]:
     """Servers with the default models whose chat NIM is 1.x."""
     key = os.environ["COOKBOOK_LOCAL_KEY"]
-    with started_servers(tmp_path / "log", key, nim="1", COOKBOOK_MODELS="default") as (running, _):
+    with started_servers(tmp_path / "log", key, "--nim=1", COOKBOOK_MODELS="default") as (
+        running,
+        _,
+    ):
         yield running
 
 

@@ -346,6 +346,10 @@ def _wait_for(look: Callable[[], list[int]], seconds: float = 40) -> list[int]:
         (["ask", "notes", "--threshold", "nan"], "a threshold is a finite number"),
         (["ask", "notes", "--threshold", "inf", "--json"], "a threshold is a finite number"),
         (["serve", "--host", ""], "--host is empty"),
+        (["serve", "--like", "hosted", "--fault", "rain"], "There is no fault 'rain': use busy"),
+        (["serve", "--like", "hosted", "--fault", "busy:cook"], "write one of chat, embedding"),
+        (["serve", "--like", "hosted", "--fault", "busy:chat:x"], "no number of calls"),
+        (["serve", "--fault", "busy"], "add --like hosted"),
         (["probe", "--role", "singing"], "'--role': 'singing' is not one of"),
     ],
 )
@@ -471,10 +475,17 @@ def test_serve_passes_its_options_on(monkeypatch):
     seen: list[ServeOptions] = []
     monkeypatch.setattr("local_endpoints.server.main", lambda options: seen.append(options) or 7)
     arguments = ["serve", "--port-base", "9000", "--models", "better", "--chat-model", "a.gguf"]
-    arguments += ["--nim", "1"]
+    arguments += ["--nim", "1", "--like", "hosted", "--fault", "busy", "--fault", "slow:chat"]
     assert main(arguments) == 7
     assert seen == [
-        ServeOptions(port_base=9000, models="better", chat_model=Path("a.gguf"), nim="1")
+        ServeOptions(
+            port_base=9000,
+            models="better",
+            chat_model=Path("a.gguf"),
+            nim="1",
+            like="hosted",
+            faults=["busy", "slow:chat"],
+        )
     ]
 
 

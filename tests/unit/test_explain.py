@@ -51,5 +51,46 @@ def test_errors_of_the_cookbook_keep_their_sentence():
     assert explain(DataError("It is so.")) is None
 
 
+def client_of(response):
+    response.raise_for_status()  # which a 202 passes
+    return response.json()["data"]
+
+
+def test_a_202_is_explained_where_a_client_stumbles_over_it():
+    request = httpx.Request("POST", "https://integrate.api.nvidia.com/v1/embeddings")
+    with pytest.raises(ValueError) as stumbled:
+        client_of(httpx.Response(202, request=request))
+    assert "v1/embeddings answered 202: the model is being started" in explain(stumbled.value)
+    with pytest.raises(ValueError) as other:
+        client_of(httpx.Response(200, request=request))
+    assert explain(other.value) is None
+
+
+def test_the_openai_clients_bare_text_is_no_result():
+    with pytest.raises(AttributeError) as stumbled:
+        "".choices  # noqa: B018
+    assert "answered without a result: the model is being started" in explain(stumbled.value)
+    with pytest.raises(AttributeError) as other:
+        "".chioces  # noqa: B018
+    assert explain(other.value) is None
+
+
+def test_advice_is_for_the_host_that_answered():
+    def said(url, status):
+        request = httpx.Request("POST", url)
+        error = httpx.HTTPStatusError(
+            "no", request=request, response=httpx.Response(status, request=request)
+        )
+        return explain(error)
+
+    # NVIDIA's hosts list dead models, so that their listing is no advice.
+    assert "nim-cookbook probe" in said("https://integrate.api.nvidia.com/v1/embeddings", 404)
+    assert "lists under /v1/models" in said("http://127.0.0.1:8000/v1/embeddings", 404)
+    slow = "https://ai.api.nvidia.com/v1/retrieval/nvidia/a/reranking"
+    timed_out = httpx.ReadTimeout("slow", request=httpx.Request("POST", slow))
+    assert "run the cell again" in explain(timed_out)
+    assert "connect()" not in explain(timed_out)
+
+
 def test_an_answer_of_a_thousand_brackets_says_nothing():
     assert said_by("[" * 5000) == ""

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from cookbook_cli import version
 from cookbook_cli.connection import Mode
+from local_endpoints.faults import FAULTS
 from nim_cookbook.errors import ConfigurationError
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 
 WeightSet = Literal["default", "better", "small"]
+Like = Literal["nim", "hosted"]
 Role = Literal["chat", "embedding", "reranking"]
 Models = Annotated[
     WeightSet | None,
@@ -87,6 +89,21 @@ def serve(
         Literal["1", "2"],
         typer.Option(help="Protocol of the chat server: that of NIM LLM 1.x, or of 2.x (vLLM's)."),
     ] = "2",
+    like: Annotated[
+        Like,
+        typer.Option(
+            help="`hosted` gives the catalog the manners of NVIDIA's hosts: retired models are "
+            "listed and answer 410, unknown paths and ids 404."
+        ),
+    ] = "nim",
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:ROLE[:CALLS]]",
+            help="With `--like hosted`, what goes wrong, for calls of one role or all, for so many "
+            f"calls or all: {', '.join(FAULTS)}. Can be repeated.",
+        ),
+    ] = None,
     env: Annotated[
         bool, typer.Option("--env", help="Print export lines for endpoints that already run.")
     ] = False,
@@ -100,6 +117,8 @@ def serve(
         nim-cookbook serve --port-base 9000 --models better
 
         nim-cookbook serve --chat-model ~/models/another.gguf
+
+        nim-cookbook serve --like hosted --fault busy:chat:2 --fault reasoning
 
         eval "$(nim-cookbook serve --env)"
     """
@@ -120,6 +139,8 @@ def serve(
             models=model_set(),
             chat_model=chat_model,
             nim=nim,
+            like=like,
+            faults=fault or (),
         )
     )
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from local_endpoints.options import Nim, ServeOptions, WeightSet
+from local_endpoints.options import Like, Nim, ServeOptions, WeightSet
 from nim_cookbook.errors import ConfigurationError
 
 
@@ -22,6 +22,8 @@ def parse(arguments: list[str] | None = None) -> ServeOptions:
     parser.add_argument("--chat-model", type=Path, metavar="FILE.gguf")
     parser.add_argument("--nim", choices=get_args(Nim), default=defaults.nim)
     parser.add_argument("--stop-with-stdin", action="store_true")
+    parser.add_argument("--like", choices=get_args(Like), default=defaults.like)
+    parser.add_argument("--fault", dest="faults", action="append", default=[])
     return ServeOptions(**vars(parser.parse_args(arguments)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -11,6 +12,7 @@ from nim_cookbook.errors import ConfigurationError
 
 WeightSet = Literal["default", "better", "small"]
 Nim = Literal["1", "2"]
+Like = Literal["nim", "hosted"]
 MODELS = "COOKBOOK_MODELS"
 
 # Offsets from the port base.
@@ -68,6 +70,9 @@ class ServeOptions:
         nim: The major version of NIM LLM whose protocol the chat server speaks. The containers that
             this project starts are 2.x: what works here must work there.
         stop_with_stdin: End when standard input closes, so that a child never outlives its parent.
+        like: Whose manners the catalog has: a NIM's, or those of NVIDIA's hosted catalog.
+        faults: What goes wrong on a catalog like the hosted one: `NAME`, `NAME:ROLE` or
+            `NAME:ROLE:CALLS`, with the names of `faults.FAULTS`.
     """
 
     host: str = "127.0.0.1"
@@ -76,3 +81,5 @@ class ServeOptions:
     chat_model: Path | None = None
     nim: Nim = "2"
     stop_with_stdin: bool = False
+    like: Like = "nim"
+    faults: Sequence[str] = ()

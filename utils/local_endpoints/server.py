@@ -18,16 +18,18 @@ from fastapi import FastAPI
 from local_endpoints import loading, ports, state
 from local_endpoints.access import choose_key
 from local_endpoints.downloads import Cancellation
+from local_endpoints.faults import switched
 from local_endpoints.gradient.app import build_app as build_gradient
 from local_endpoints.gradient.store import AdapterStore, adapters_dir
 from local_endpoints.nim import peft_source
 from local_endpoints.nim.catalog import build_apps
+from local_endpoints.nim.hosted import HostedCatalog
 from local_endpoints.notion import build_app as build_notion
 from local_endpoints.notion import load_workspace
 from local_endpoints.options import PORT_OFFSETS, ServeOptions, base_url
 from nim_cookbook import hosts
 from nim_cookbook.data import data_path
-from nim_cookbook.errors import CookbookError
+from nim_cookbook.errors import ConfigurationError, CookbookError
 from nim_cookbook.impatient import ImpatientProtocol
 from nim_cookbook.models import load_registry
 
@@ -107,7 +109,8 @@ class Start:
 
         Raises:
             PortInUseError: One is taken; none stays bound.
-            ConfigurationError: The address, the key or the folder of adapters cannot be used.
+            ConfigurationError: The address, the key, the folder of adapters or a fault cannot be
+                used.
             DataError: The Notion workspace cannot be read.
         """
         self.options = options
@@ -136,6 +139,15 @@ class Start:
     def _build_apps(self) -> dict[str, FastAPI]:
         """Return the applications by name, in the order of their ports."""
         apps = build_apps(self.services, self.key, self.off_loopback, self.options.nim)
+        faults = [switched(text) for text in self.options.faults]
+        if self.options.like == "hosted":
+            apps["catalog"].add_middleware(HostedCatalog, faults=faults)
+            self.contents["catalog"] = " and ".join(["like NVIDIA's hosts", *self.options.faults])
+        elif faults:
+            raise ConfigurationError(
+                "A NIM has none of the hosted catalog's faults: add --like hosted, or leave out "
+                "--fault."
+            )
         adapters = AdapterStore(adapters_dir())
         apps["gradient"] = build_gradient(
             self.services.chat, self.services.embedding, self.key, adapters

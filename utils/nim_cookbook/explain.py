@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import json
 import sys
+import traceback
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
@@ -21,9 +22,12 @@ import openai
 import requests
 import urllib3
 
+from nim_cookbook import keys
 from nim_cookbook.errors import ConfigurationError, CookbookError, causes
 
+_WAKING = "the model is being started, run the cell again in a minute"
 _ADVICE = {
+    202: _WAKING,
     401: "set the key: NVIDIA_API_KEY for NVIDIA's hosts, NIM_API_KEY for your own",
     402: "see your credits at build.nvidia.com",
     403: "check the key: NVIDIA_API_KEY for NVIDIA's hosts, NIM_API_KEY for your own",
@@ -33,6 +37,10 @@ _ADVICE = {
     429: "wait a minute and run the cell again, or send fewer requests at once",
     503: "the model is still loading or overloaded, run the cell again in a moment",
 }
+# NVIDIA's hosts list models that are gone, and those that an account may not use.
+_NOT_AT_NVIDIA = (
+    "choose a model that answers, `nim-cookbook probe` tells which, and check the base URL"
+)
 _LOST = (
     openai.APIConnectionError,
     httpx.TransportError,
@@ -98,7 +106,7 @@ def explain(error: BaseException) -> str | None:
         answered = _answered(cause)
         if answered is not None:
             return _sentence(*answered)
-        unreachable = _unreachable(cause)
+        unreachable = _unreachable(cause) or _without_result(cause)
         if unreachable is not None:
             return unreachable
     return None
@@ -188,16 +196,48 @@ def _unreachable(error: BaseException) -> str | None:
     timed_out = isinstance(
         error, openai.APITimeoutError | httpx.TimeoutException | requests.Timeout
     )
+    place = _place(url)
+    if timed_out and keys.is_nvidia_url(place):
+        return (
+            f"{place} did not answer in time: run the cell again, since a model may have to wake "
+            "up, or give the client a longer `timeout`."
+        )
     fault = "did not answer in time" if timed_out else "cannot be reached"
     return (
-        f"{_place(url)} {fault}: check the URL and your network; if the endpoints are local, run "
+        f"{place} {fault}: check the URL and your network; if the endpoints are local, run "
         "the cell with connect() again."
+    )
+
+
+def _without_result(error: BaseException) -> str | None:
+    """Explain what clients stumble over when they take a 202 for a result, since it is no error."""
+    # The openai client hands out the bare text of an answer that is not JSON.
+    text = (
+        isinstance(error, AttributeError)
+        and error.name in ("choices", "data")
+        and isinstance(error.obj, str)
+    )
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_locals is frame.f_globals:
+            continue  # the notebook's own variables, which may be older than the error
+        for value in frame.f_locals.values():
+            if isinstance(value, httpx.Response | requests.Response) and value.status_code == 202:
+                return _sentence(202, str(value.url), value.text)
+        # Haystack asserts that it is none.
+        text = text or isinstance(frame.f_locals.get("chat_completion"), str)
+    if not text:
+        return None
+    return (
+        f"The endpoint answered without a result: {_WAKING}; if that does not help, "
+        "`nim.check()` tells which endpoint it is."
     )
 
 
 def _sentence(status: int, url: str, body: str) -> str:
     said = said_by(body)
     advice = _ADVICE.get(status, "change the request, or see the endpoint's log")
+    if status == 404 and keys.is_nvidia_url(url):
+        advice = _NOT_AT_NVIDIA
     if any(words in said for words in _TOO_LONG):
         advice = _SHORTEN
     return f"{_place(url)} answered {status}{f' ({said})' if said else ''}: {advice}."
