@@ -21,14 +21,16 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 from sphinx.cmd.build import main as sphinx
+from stamp import address
 from tables import parts
 
 from nim_cookbook.display import diagram
 
 ROOT = Path(__file__).resolve().parent.parent
-REPOSITORY = "https://github.com/nim-rag-cookbook/nim-rag-cookbook"
-COLAB = "https://colab.research.google.com/github/nim-rag-cookbook/nim-rag-cookbook/blob/main"
-SITE = "https://nim-rag-cookbook.github.io/nim-rag-cookbook/"
+REPOSITORY = address()
+OWNER, NAME = REPOSITORY.removeprefix("https://github.com/").split("/")
+COLAB = f"https://colab.research.google.com/github/{OWNER}/{NAME}/blob/main"
+SITE = f"https://{OWNER}.github.io/{NAME}/"
 MEASURE = "application/vnd.nim-cookbook.measure+json"  # for programs; it shows nothing
 # The pages beside the recipes, in the order of the navigation. Pages of docs/ that are not named
 # come with "Background".
@@ -227,6 +229,10 @@ def build(folder: Path) -> int:
             "-E",
             "-c",
             configuration,
+            "-D",
+            f"html_baseurl={SITE}",
+            "-D",
+            f"html_theme_options.repository_url={REPOSITORY}",
             "-d",
             str(folder / "doctrees"),
             str(source),

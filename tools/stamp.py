@@ -12,6 +12,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from nbformat import NotebookNode
@@ -23,6 +24,8 @@ from cookbook_cli.results import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
+#: What `nim-cookbook new` begins with.
+TEMPLATE = ROOT / "utils" / "cookbook_cli" / "recipe_template.ipynb"
 BADGE = re.compile(r"\(https://colab\.research\.google\.com/github/[^)]*\)")
 SETUP = """import importlib.util
 
@@ -54,8 +57,10 @@ def stamp(notebook: NotebookNode, recipe: Recipe, address: str) -> NotebookNode:
 def main(arguments: Sequence[str]) -> int:
     """Write the notebooks, or compare them; return 1 when one differs."""
     differ = []
-    for recipe in recipes.load(FOLDER):
-        path = recipes.notebook_path(FOLDER, recipe)
+    index = recipes.load(FOLDER)
+    blank = replace(index[0], file="{file}", extras=())
+    files = {recipes.notebook_path(FOLDER, recipe): recipe for recipe in index}
+    for path, recipe in {**files, TEMPLATE: blank}.items():
         new = as_text(stamp(read_notebook(path), recipe, address()))
         if new != path.read_text("utf-8"):
             differ.append(path.name)

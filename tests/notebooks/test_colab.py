@@ -27,8 +27,7 @@ from tests.notebooks.alone import REPOSITORY, Desk, build_wheel, install, run
 PYTHON = (3, 12)
 PRELOADED = {"numpy": "2.0.2", "pandas": "2.2.2", "torch": "2.10.0+cu128"}
 ALL = index.load(REPOSITORY / "notebooks")
-# One for each extra that needs no PyTorch, and two of the core install.
-RUN = index.select(ALL, ["00", "04", "05", "08"])
+RUN = [recipe for recipe in ALL if "finetune" not in recipe.extras]
 
 pytestmark = [
     pytest.mark.xdist_group("colab"),  # one environment

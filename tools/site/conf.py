@@ -13,7 +13,6 @@ myst_heading_anchors = 4
 
 html_theme = "sphinx_book_theme"
 html_title = project
-html_baseurl = "https://nim-rag-cookbook.github.io/nim-rag-cookbook/"
 html_static_path = ["static"]
 html_favicon = "static/favicon.svg"
 html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
@@ -21,7 +20,6 @@ html_css_files = ["site.css"]
 html_copy_source = False
 html_use_index = False  # there are no terms to list
 html_theme_options = {
-    "repository_url": "https://github.com/nim-rag-cookbook/nim-rag-cookbook",
     "repository_branch": "main",
     "use_repository_button": True,
     "use_download_button": False,
