@@ -23,6 +23,7 @@ from nim_cookbook.data import data_path
 from rag_service.files import FileStore
 from rag_service.local import LocalServices, Module
 from rag_service.queue import Job, connect
+from rag_service.stores import embedding_retriever, open_store
 from tests.query_service import (
     TOKEN,
     Tap,
@@ -132,6 +133,16 @@ def test_a_question_on_another_subject_is_refused_without_a_source(client: httpx
     result = client.post("/ask/run", json={"question": question}).json()["result"]
     assert result["refused"]
     assert (result["answer"], result["sources"]) == (REFUSAL, [])
+
+
+def test_many_first_searches_at_once_do_not_use_up_the_connections(services: LocalServices) -> None:
+    retriever: Any = embedding_retriever(open_store(services.store_url, dimension=4, index="burst"))
+
+    async def burst() -> list[Any]:
+        asked = (retriever.run_async(query_embedding=[1.0] * 4) for _ in range(150))
+        return await asyncio.gather(*asked)  # PostgreSQL has a hundred connections
+
+    assert asyncio.run(burst()) == [{"documents": []}] * 150
 
 
 def test_search_finds_chunks_in_order_and_asks_no_chat_model(client: httpx.Client) -> None:

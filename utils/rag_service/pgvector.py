@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -44,9 +45,12 @@ class LeanEmbeddingRetriever(PgvectorEmbeddingRetriever):
         vector_function: Function | None = None,
     ) -> dict[str, list[Document]]:
         """Return the chunks nearest to a vector."""
-        found = await PgvectorEmbeddingRetriever.run_async(
-            self, query_embedding, filters, top_k, vector_function
-        )
+        # In turns, as on the one connection they would be anyhow: the first requests after the start
+        # or an outage would each open another, and PostgreSQL has a hundred.
+        async with self.__dict__.setdefault("_turn", asyncio.Lock()):
+            found = await PgvectorEmbeddingRetriever.run_async(
+                self, query_embedding, filters, top_k, vector_function
+            )
         return {"documents": _without_vectors(found["documents"])}
 
 
