@@ -228,6 +228,24 @@ def test_pgvector_haystack_names_its_indexes_without_the_table():
     )
 
 
+async def test_pgvector_haystack_opens_a_connection_for_each_first_search():
+    opened = []
+
+    class Store(PgvectorDocumentStore):
+        async def _create_connection_async(self):
+            opened.append(self)
+            await asyncio.sleep(0)
+            raise RuntimeError("nobody answers")
+
+    store = Store(connection_string=Secret.from_token("postgresql://127.0.0.1:9/none"))
+    retriever = PgvectorEmbeddingRetriever(document_store=store)
+    asked = (retriever.run_async([1.0] * 768) for _ in range(3))
+    began = [asyncio.ensure_future(search) for search in asked]
+    await asyncio.sleep(0)  # each has begun, and none has ended
+    assert len(opened) == 3, "pgvector-haystack opens one connection: searches need no turns."
+    await asyncio.gather(*began, return_exceptions=True)
+
+
 def test_ranx_fails_on_a_single_metric_with_a_cut_off():
     # By its code, as importing it takes seconds: `m` is the metric's name without the cut-off.
     code = next(path for path in files("ranx") or () if path.match("ranx/meta/evaluate.py"))

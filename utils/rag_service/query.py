@@ -254,7 +254,8 @@ class Ask(BasePipelineWrapper):
         try:
             reply = self._reply(question, results[0])
         except HTTPException as error:
-            yield chunk(f"\n\nError: {error.detail}", finish="length")
+            ended = answer_of(question, results[0]).finish_reason
+            yield chunk(f"\n\nError: {error.detail}", finish=ended or "stop")
             return
         if reply.refused:
             yield chunk(reply.answer)
