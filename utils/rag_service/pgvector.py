@@ -45,8 +45,8 @@ class LeanEmbeddingRetriever(PgvectorEmbeddingRetriever):
         vector_function: Function | None = None,
     ) -> dict[str, list[Document]]:
         """Return the chunks nearest to a vector."""
-        # In turns, as on the one connection they would be anyhow: at a start, or after an outage, all
-        # would open connections, and PostgreSQL has a hundred.
+        # In turns, as on the one connection they would be anyhow: at a start, or after an outage,
+        # all would open connections, and PostgreSQL has a hundred.
         async with self.__dict__.setdefault("_turn", asyncio.Lock()):
             found = await PgvectorEmbeddingRetriever.run_async(
                 self, query_embedding, filters, top_k, vector_function
