@@ -21,17 +21,16 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 from sphinx.cmd.build import main as sphinx
-from stamp import address
+from stamp import address, in_colab
 from tables import parts
 
 from nim_cookbook.display import diagram
+from nim_cookbook.wording import MEASURE_MIME
 
 ROOT = Path(__file__).resolve().parent.parent
 REPOSITORY = address()
 OWNER, NAME = REPOSITORY.removeprefix("https://github.com/").split("/")
-COLAB = f"https://colab.research.google.com/github/{OWNER}/{NAME}/blob/main"
 SITE = f"https://{OWNER}.github.io/{NAME}/"
-MEASURE = "application/vnd.nim-cookbook.measure+json"  # for programs; it shows nothing
 # The pages beside the recipes, in the order of the navigation. Pages of docs/ that are not named
 # come with "Background".
 USE = ["install", "platforms", "settings", "ask", "servers", "protocol", "services"]
@@ -114,7 +113,7 @@ def facts(recipe: dict[str, Any], ran: dict[str, str]) -> str:
         "Packages": " ".join(f"<code>{escape(name)}</code>" for name in recipe["packages"]),
         "Last verified": last_commit(path) or "unknown",
         "Weights": "<br>".join(map(escape, weights)) or "none; it calls no model",
-        "Run it": f'<a href="{COLAB}/{path}">in Colab</a>, '
+        "Run it": f'<a href="{in_colab(REPOSITORY, recipe["file"])}">in Colab</a>, '
         f'<a href="{REPOSITORY}/blob/main/{path}">from GitHub</a>',
     }
     rows = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in lines.items())
@@ -133,7 +132,8 @@ def recipe_page(recipe: dict[str, Any], copied: set[str]) -> str:
         if cell["cell_type"] == "markdown":
             cell["source"] = linked("".join(cell["source"]), path, copied)
         else:
-            shown = [o for o in cell["outputs"] if MEASURE not in o.get("data", {})]
+            # What is for programs shows nothing.
+            shown = [o for o in cell["outputs"] if MEASURE_MIME not in o.get("data", {})]
             cell["outputs"] = shown
             if "setup" in cell["metadata"].get("tags", []):
                 cell["metadata"]["tags"].append("hide-input")

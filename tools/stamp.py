@@ -39,12 +39,17 @@ def address() -> str:
     return str(project["urls"]["Repository"]).rstrip("/")
 
 
+def in_colab(address: str, file: str) -> str:
+    """Return where Colab opens a recipe's file."""
+    name = address.removeprefix("https://github.com/")
+    return f"https://colab.research.google.com/github/{name}/blob/main/notebooks/{file}"
+
+
 def stamp(notebook: NotebookNode, recipe: Recipe, address: str) -> NotebookNode:
     """Put the address into a notebook, in place."""
     fresh = not stored.is_stale(notebook)
-    name = address.removeprefix("https://github.com/")
-    link = f"(https://colab.research.google.com/github/{name}/blob/main/notebooks/{recipe.file})"
-    notebook.cells[0].source = BADGE.sub(link, notebook.cells[0].source)
+    badge = f"({in_colab(address, recipe.file)})"
+    notebook.cells[0].source = BADGE.sub(badge, notebook.cells[0].source)
     extras = f"[{','.join(recipe.extras)}]" if recipe.extras else ""
     for cell in notebook.cells:
         if "setup" in cell.metadata.get("tags", ()):

@@ -14,6 +14,7 @@ from rich.console import Console
 from cookbook_cli import version
 from cookbook_cli.connection import Mode
 from local_endpoints.faults import FAULTS
+from local_endpoints.options import Like, Nim, WeightSet
 from nim_cookbook.errors import ConfigurationError
 
 app = typer.Typer(
@@ -25,8 +26,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-WeightSet = Literal["default", "better", "small"]
-Like = Literal["nim", "hosted"]
 Role = Literal["chat", "embedding", "reranking"]
 Models = Annotated[
     WeightSet | None,
@@ -86,7 +85,7 @@ def serve(
         Path | None, typer.Option(help="A GGUF file of yours in the place of the chat model.")
     ] = None,
     nim: Annotated[
-        Literal["1", "2"],
+        Nim,
         typer.Option(help="Protocol of the chat server: that of NIM LLM 1.x, or of 2.x (vLLM's)."),
     ] = "2",
     like: Annotated[

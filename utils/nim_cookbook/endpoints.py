@@ -512,8 +512,8 @@ def thinking(model: str) -> dict[str, Any]:
         ConfigurationError: `COOKBOOK_THINKING` is neither `off` nor a number of tokens.
     """
     text = os.environ.get(THINKING, "").strip().lower()
-    budget = 0 if text in ("", "off") else int(text) if re.fullmatch(r"[0-9]{1,5}", text) else -1
-    if not (budget == 0 and text != "0") and not 1 <= budget <= MOST_THINKING:
+    budget = int(text) if re.fullmatch(r"[0-9]{1,5}", text) else 0
+    if text not in ("", "off") and not 1 <= budget <= MOST_THINKING:
         raise ConfigurationError(
             f"{THINKING} is {shown(text)}: set it to off, or to the tokens that the chat model may "
             f"think before it answers, from 1 to {MOST_THINKING}."

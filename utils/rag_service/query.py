@@ -31,7 +31,7 @@ from haystack.document_stores.types import DocumentStore
 from haystack.errors import FilterError
 from pydantic import BaseModel, Field
 
-from nim_cookbook.answering import answer_of, citation, no_answer, page
+from nim_cookbook.answering import Answer, answer_of, citation, no_answer, page
 from nim_cookbook.endpoints import Endpoints, connect
 from nim_cookbook.errors import ConfigurationError, CookbookError, causes
 from nim_cookbook.explain import explain
@@ -202,7 +202,7 @@ class Ask(BasePipelineWrapper):
             result = await self.pipeline.run_async(with_question, include_outputs_from={"ranker"})
         except Exception as error:
             raise as_http(error) from error
-        return self._reply(question, result)
+        return self._reply(answer_of(question, result))
 
     async def run_chat_completion_async(
         self, model: str, messages: list[dict[str, Any]], body: dict[str, Any]
@@ -251,19 +251,19 @@ class Ask(BasePipelineWrapper):
             # The status line is long gone; the reader gets the reason as text.
             yield chunk(f"\n\nError: {as_http(error).detail}", finish="stop")
             return
+        answer = answer_of(question, results[0])
+        finish = answer.finish_reason or "stop"
         try:
-            reply = self._reply(question, results[0])
+            reply = self._reply(answer)
         except HTTPException as error:
-            ended = answer_of(question, results[0]).finish_reason
-            yield chunk(f"\n\nError: {error.detail}", finish=ended or "stop")
+            yield chunk(f"\n\nError: {error.detail}", finish=finish)
             return
         if reply.refused:
             yield chunk(reply.answer)
         yield chunk(listing(reply.sources), reply.sources)
-        yield chunk("", finish=reply.finish_reason or "stop")
+        yield chunk("", finish=finish)
 
-    def _reply(self, question: str, result: Mapping[str, Any]) -> Reply:
-        answer = answer_of(question, result)
+    def _reply(self, answer: Answer) -> Reply:
         if not answer.text:
             raise HTTPException(502, no_answer(self.service.api.chat.model, answer.finish_reason))
         return Reply(
