@@ -1,14 +1,15 @@
 """Answers of the chat model with the chunks it was shown, to be labelled by hand (recipe 21).
 
-    python benchmarks/faithfulness.py [--test 85]
+    python benchmarks/faithfulness.py [--recipe 08] [--most 60]
 
-All questions of the company's dev split and some of its test split, drawn by a seed, through the
-pipeline of recipe 03 over all papers in force; no question is refused before the model is asked.
-Each answer is added to data/faithfulness/answers.jsonl at once, and one that is there is not asked
-again: a run that was stopped goes on. Labels are in another file, which this command never writes.
+Questions of the company's dev and test splits by turns, drawn by a seed, over all papers in force.
+`--recipe 03` shows the model the three best of twenty chunks and asks for a few words copied from a
+source; `--recipe 08` shows it the best of four and lets it write a sentence. No question is refused
+before the model is asked. Each answer is added to data/faithfulness/answers.jsonl at once, and one
+that is there is not asked again: a run that was stopped goes on. Labels are in another file, which
+this command never writes.
 
-The answers come from the endpoints that `COOKBOOK_ENDPOINTS` and `COOKBOOK_MODELS` name. On two
-cores with the default set an answer takes about eight seconds.
+The answers come from the endpoints that `COOKBOOK_ENDPOINTS` and `COOKBOOK_MODELS` name.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import time
 from itertools import chain, zip_longest
 from pathlib import Path
 
+from haystack.dataclasses import ChatMessage
 from haystack_integrations.document_stores.qdrant import QdrantDocumentStore
 
 from nim_cookbook import answering, corpus, data, endpoints, indexing
@@ -27,19 +30,29 @@ from nim_cookbook.data import Query
 FILE = Path(__file__).resolve().parent.parent / "data" / "faithfulness" / "answers.jsonl"
 
 
-def drawn(most: int) -> list[Query]:
+#: The prompt of recipe 08.
+SENTENCE = """Answer the question from the source, as briefly as possible. \
+If the source does not hold the answer, say so.
+
+{{ documents[0].content }}
+
+Question: {{ question }}"""
+
+
+def drawn() -> list[Query]:
     """Return the questions, those of dev and test by turns, so that half a run has both."""
     company = corpus.load_company()
     dice = random.Random(0)
     dev = dice.sample(company.split("dev"), len(company.split("dev")))
-    test = dice.sample(company.split("test"), most)
+    test = dice.sample(company.split("test"), 85)
     return [query for query in chain(*zip_longest(dev, test)) if query is not None]
 
 
 def main() -> None:
     """Ask what has not been asked."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--test", type=int, default=85, help="questions of the test split")
+    parser.add_argument("--recipe", choices=("03", "08"), default="08", help="whose pipeline")
+    parser.add_argument("--most", type=int, default=166, help="answers to make")
     arguments = parser.parse_args()
     api = endpoints.connect()
     chunks = indexing.embedded_company(api.embedding)
@@ -47,15 +60,22 @@ def main() -> None:
         ":memory:", embedding_dim=len(chunks[0].embedding or []), progress_bar=False
     )
     store.write_documents(chunks)
-    pipeline = answering.query_pipeline(api, store)
+    sentence = arguments.recipe == "08"
+    pipeline = (
+        answering.query_pipeline(api, store, candidates=4, top_k=1)
+        if sentence
+        else answering.query_pipeline(api, store)
+    )
+    if sentence:
+        pipeline.get_component("prompt_builder").template = [ChatMessage.from_user(SENTENCE)]
     done = {row["id"] for row in data.read_jsonl(FILE)} if FILE.is_file() else set()
-    for query in drawn(arguments.test):
-        if query.id in done:
-            continue
+    for query in [query for query in drawn() if query.id not in done][: arguments.most]:
+        began = time.perf_counter()
         answer = answering.ask(pipeline, query.question)
         row = {
             "id": query.id,
             "split": query.split,
+            "recipe": arguments.recipe,
             "question": query.question,
             "chunks": [{"document": d.meta["document"], "text": d.content} for d in answer.sources],
             "answer": answer.text,
@@ -64,7 +84,7 @@ def main() -> None:
         }
         with FILE.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        print(query.id, answer.text, flush=True)
+        print(f"{query.id} {time.perf_counter() - began:.1f} s {answer.text}", flush=True)
     api.close()
 
 
