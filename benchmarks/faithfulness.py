@@ -11,7 +11,7 @@ that is there is not asked again: a run that was stopped goes on. Labels are in 
 this command never writes.
 
 `--judge` asks the chat model itself whether the first answers of the test split are supported, by
-Haystack's FaithfulnessEvaluator, with and without JSON mode, and writes data/faithfulness/judge.jsonl.
+Haystack's FaithfulnessEvaluator, with and without JSON mode; it writes judge.jsonl beside them.
 
 The answers come from the endpoints that `COOKBOOK_ENDPOINTS` and `COOKBOOK_MODELS` name.
 """
