@@ -47,7 +47,7 @@ def main() -> None:
         json.dumps(
             {
                 "id": query.id,
-                "ndcg": round(float(score), 6),
+                "ndcg": float(score),
                 "found": [chunk.id[:8] for chunk in row],
                 "weights": api.embedding.weights,
             }
