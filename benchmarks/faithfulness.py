@@ -83,7 +83,7 @@ def judge(api: endpoints.Endpoints, most: int) -> None:
                 contexts=[[chunk["text"] for chunk in row["chunks"]]],
                 predicted_answers=[row["answer"]],
             )["results"][0]
-            score = result["score"] if result else None
+            score = float(result["score"]) if result else None
             lines.append(
                 {"id": row["id"], "mode": mode, "score": score, "weights": api.chat.weights}
             )

@@ -1,4 +1,4 @@
-"""The labelled answers (recipe 21) and the stored day (recipe 20) belong to the company's questions."""
+"""Labelled answers (recipe 21) and the stored day (recipe 20) belong to the company's questions."""
 
 from __future__ import annotations
 
