@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +31,15 @@ from haystack.document_stores.types import DocumentStore
 from haystack.errors import FilterError
 from pydantic import BaseModel, Field
 
+from nim_cookbook import conversations
 from nim_cookbook.answering import Answer, answer_of, citation, no_answer, page
+from nim_cookbook.data import Turn
 from nim_cookbook.endpoints import Endpoints, connect
 from nim_cookbook.errors import ConfigurationError, CookbookError, causes
 from nim_cookbook.explain import explain
 from nim_cookbook.folders import SUFFIXES
 from nim_cookbook.indexing import SourceFile
+from nim_cookbook.wording import count
 from rag_service.filters import Filters, as_haystack
 from rag_service.pipelines import load
 from rag_service.settings import FILES, STORE_URL, ServingSettings, Settings
@@ -49,8 +52,10 @@ FileId = Annotated[str, fastapi.Path(pattern=r"^file-[0-9a-f]{32}$")]
 #: Threads for the calls that cannot be awaited, per process: as many requests wait on NVIDIA's
 #: embedder and ranker at the same time. Python's own default is four more than there are cores.
 THREADS = 64
-#: Longest question in characters; the rest of a conversation is not sent to the models.
+#: Longest question in characters.
 QUESTION_LENGTH = 4000
+#: What stands between an answer and its sources.
+BELOW = "\n\nSources:\n"
 
 
 class Source(BaseModel):
@@ -73,6 +78,20 @@ class Source(BaseModel):
     title: str | None
     score: float | None
     text: str
+
+
+class Conversation(BaseModel):
+    """What was made of a question that others came before.
+
+    Attributes:
+        asked: What was searched for in its place.
+        turns: How many earlier turns were looked at.
+        forgotten: How many were not: the older ones, which a follow-up cannot refer to.
+    """
+
+    asked: str
+    turns: int
+    forgotten: int
 
 
 class Reply(BaseModel):
@@ -182,9 +201,11 @@ class Ask(BasePipelineWrapper):
     """Questions, as REST and as an OpenAI-compatible chat completion with streaming; uploads."""
 
     def setup(self) -> None:
-        """Load the pipeline; called by Hayhooks at the start."""
+        """Load the pipelines; called by Hayhooks at the start."""
         self.service = service()
         self.pipeline: Pipeline = load("ask", self.service.api, self.service.store)
+        self.follow_ups = ServingSettings.from_environment().follow_ups
+        self.rewrite: Pipeline = load("rewrite", self.service.api)
 
     async def run_api_async(self, question: str, filters: Filters | None = None) -> Reply:
         """Answer a question from the indexed documents.
@@ -207,23 +228,45 @@ class Ask(BasePipelineWrapper):
     async def run_chat_completion_async(
         self, model: str, messages: list[dict[str, Any]], body: dict[str, Any]
     ) -> ChatCompletion | AsyncGenerator[Any, None]:
-        """Answer the last message of a conversation; earlier ones are not looked at.
+        """Answer the last message of a conversation, in the light of the turns before it.
 
         The sources come as text below the answer, and as data in the field `sources` of the
-        completion, or of the last chunk but one.
+        completion, or of the last chunk but one; beside it stands what was made of a follow-up,
+        in the field `conversation`.
         """
         question = last_question(messages)
+        inputs(question)  # a question that cannot be used is refused before a model is asked
+        followed = await self._followed(earlier_turns(messages), question)
+        asked = followed.asked if followed else question
         if body.get("stream"):
-            return self._stream(model, question, inputs(question))
-        reply = await self.run_api_async(question)
-        message = Message(role="assistant", content=reply.answer + listing(reply.sources))
+            return self._stream(model, asked, inputs(asked), followed)
+        reply = await self.run_api_async(asked)
+        text = reply.answer + listing(reply.sources, followed)
+        message = Message(role="assistant", content=text)
         finish = reply.finish_reason or "stop"  # a refusal is a whole answer
         choice = Choice(index=0, message=message, finish_reason=finish)
         name = f"chatcmpl-{uuid.uuid4().hex}"
-        return completion(name, model, "chat.completion", choice, reply.sources)
+        return completion(name, model, "chat.completion", choice, reply.sources, followed)
+
+    async def _followed(self, turns: Sequence[Turn], question: str) -> Conversation | None:
+        """Return what is asked in the place of a follow-up; None for a first question."""
+        if not turns:
+            return None
+        if self.follow_ups == "off":
+            return Conversation(asked=question, turns=0, forgotten=len(turns))
+        used = conversations.remembered(turns, QUESTION_LENGTH - len(question) - 1)
+        asked = conversations.joined(used, question)
+        inputs(asked)  # the earlier turns may hold what no model can be asked
+        if self.follow_ups == "rewritten" and used:
+            try:
+                result = await self.rewrite.run_async(conversations.inputs(used, question))
+            except Exception as error:
+                raise as_http(error) from error
+            asked = next(iter(conversations.lines(result)), asked)
+        return Conversation(asked=asked, turns=len(used), forgotten=len(turns) - len(used))
 
     async def _stream(
-        self, model: str, question: str, given: dict[str, Any]
+        self, model: str, question: str, given: dict[str, Any], followed: Conversation | None
     ) -> AsyncGenerator[ChatCompletion, None]:
         name = f"chatcmpl-{uuid.uuid4().hex}"
 
@@ -232,7 +275,8 @@ class Ask(BasePipelineWrapper):
         ) -> ChatCompletion:
             delta = Message(role="assistant", content=text)
             choice = Choice(index=0, delta=delta, finish_reason=finish)
-            return completion(name, model, "chat.completion.chunk", choice, sources)
+            made = followed if sources is not None else None
+            return completion(name, model, "chat.completion.chunk", choice, sources, made)
 
         results: list[dict[str, Any]] = []
         try:
@@ -260,7 +304,7 @@ class Ask(BasePipelineWrapper):
             return
         if reply.refused:
             yield chunk(reply.answer)
-        yield chunk(listing(reply.sources), reply.sources)
+        yield chunk(listing(reply.sources, followed), reply.sources)
         yield chunk("", finish=finish)
 
     def _reply(self, answer: Answer) -> Reply:
@@ -407,21 +451,31 @@ def source(chunk: Document) -> Source:
     )
 
 
-def listing(sources: Sequence[Source]) -> str:
-    """Return the sources as text below an answer; nothing for none."""
-    if not sources:
-        return ""
-    lines = [f"[{n}] {one.citation}" for n, one in enumerate(sources, start=1)]
-    return "\n\nSources:\n" + "\n".join(f"- {line}" for line in lines)
+def listing(sources: Sequence[Source], followed: Conversation | None = None) -> str:
+    """Return the sources and what was forgotten as text below an answer; nothing for neither."""
+    text = ""
+    if sources:
+        lines = [f"[{n}] {one.citation}" for n, one in enumerate(sources, start=1)]
+        text = BELOW + "\n".join(f"- {line}" for line in lines)
+    if followed and followed.forgotten:
+        text += f"\n\nNot considered: {count(followed.forgotten, 'earlier question')}."
+    return text
 
 
 def completion(
-    name: str, model: str, kind: str, choice: Choice, sources: Sequence[Source] | None = None
+    name: str,
+    model: str,
+    kind: str,
+    choice: Choice,
+    sources: Sequence[Source] | None = None,
+    followed: Conversation | None = None,
 ) -> ChatCompletion:
-    """Return a chat completion or a chunk of one, with the sources in a field of their own."""
+    """Return a chat completion or a chunk of one, with what the text leaves out in own fields."""
     extra: dict[str, Any] = {}
     if sources is not None:
         extra["sources"] = [one.model_dump() for one in sources]
+    if followed is not None:
+        extra["conversation"] = followed.model_dump()
     return ChatCompletion(
         id=name, object=kind, created=int(time.time()), model=model, choices=[choice], **extra
     )
@@ -433,14 +487,32 @@ def last_question(messages: Sequence[Mapping[str, Any]]) -> str:
     Raises:
         HTTPException: 422, there is none.
     """
-    for message in reversed(messages):
-        if isinstance(message, Mapping) and message.get("role") == "user":
+    asked = [text for role, text in _said(messages) if role == "user"]
+    if not asked:
+        raise HTTPException(422, "The conversation holds no message of the user.")
+    return asked[-1]
+
+
+def earlier_turns(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
+    """Return the questions before the last one with their answers, without what stands below."""
+    turns: list[Turn] = []
+    for role, text in _said(messages):
+        if role == "user":
+            turns.append(Turn(text.strip(), ""))
+        elif role == "assistant" and turns:
+            turns[-1] = Turn(turns[-1].question, text.split(BELOW)[0].strip())
+    return [turn for turn in turns[:-1] if turn.question]
+
+
+def _said(messages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[object, str]]:
+    """Yield who says what; a message without text says nothing."""
+    for message in messages:
+        if isinstance(message, Mapping):
             content = message.get("content")
             parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
             typed = (p for p in parts if isinstance(p, Mapping) and p.get("type") == "text")
             texts = (part.get("text") for part in typed)
-            return "\n".join(text for text in texts if isinstance(text, str))
-    raise HTTPException(422, "The conversation holds no message of the user.")
+            yield message.get("role"), "\n".join(t for t in texts if isinstance(t, str))
 
 
 def file_name(text: str | None) -> str:
