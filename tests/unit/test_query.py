@@ -11,8 +11,9 @@ from fastapi import HTTPException
 from haystack import Document
 from haystack.dataclasses import ChatMessage
 
+from nim_cookbook.conversations import CHARACTERS, TURNS
 from nim_cookbook.endpoints import Endpoint, Endpoints
-from rag_service.query import Ask, Reply, Service
+from rag_service.query import BELOW, Ask, Reply, Service, earlier_turns
 
 CHAT = Endpoint("chat", "http://127.0.0.1:9/v1", "some/model", "COOKBOOK_TEST_KEY", "weights")
 
@@ -20,10 +21,12 @@ CHAT = Endpoint("chat", "http://127.0.0.1:9/v1", "some/model", "COOKBOOK_TEST_KE
 class Answering:
     """A pipeline whose chat model says this."""
 
-    def __init__(self, text: str, finish_reason: str) -> None:
+    def __init__(self, text: str, finish_reason: str = "stop") -> None:
         self.reply = ChatMessage.from_assistant(text, meta={"finish_reason": finish_reason})
+        self.given: dict[str, Any] = {}
 
-    async def run_async(self, *_: object, **__: object) -> dict[str, Any]:
+    async def run_async(self, given: dict[str, Any], **_: object) -> dict[str, Any]:
+        self.given = given
         chunks = [Document(content="The heron sleeps.", score=1.0)]
         return {"ranker": {"documents": chunks}, "generator": {"replies": [self.reply]}}
 
@@ -60,3 +63,110 @@ def test_an_empty_or_cut_off_answer_is_an_error_in_one_sentence(
     with pytest.raises(HTTPException, match=says) as caught:
         asked(text, finish_reason)
     assert caught.value.status_code == 502
+
+
+# ---------------------------------------------------------------------------------- follow-ups
+
+
+def said(*texts: str) -> list[dict[str, Any]]:
+    """Return messages of the user and the assistant in turn."""
+    roles = ("user", "assistant")
+    return [{"role": roles[n % 2], "content": text} for n, text in enumerate(texts)]
+
+
+Follow = Callable[..., tuple[dict[str, Any], dict[str, Any]]]
+
+
+@pytest.fixture
+def follow() -> Follow:
+    """Ask with a conversation; return the completion and what the pipeline was given."""
+
+    def ask(
+        messages: list[dict[str, Any]], how: str = "joined", rewritten: Answering | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        wrapper: Any = Ask()
+        wrapper.service = Service(Endpoints("local", {"chat": CHAT}), Any, lambda *_: None)
+        wrapper.pipeline, wrapper.rewrite = Answering("Yes."), rewritten
+        wrapper.follow_ups = how
+        done = asyncio.run(wrapper.run_chat_completion_async("ask", messages, {}))
+        return done.model_dump(), wrapper.pipeline.given
+
+    return ask
+
+
+TALK = said("Where does the heron sleep?", "In a tree.", "And the otter?")
+JOINED = "Where does the heron sleep? And the otter?"
+
+
+def test_a_first_question_is_asked_as_it_is(follow: Follow) -> None:
+    done, given = follow(said("And the otter?"))
+    assert given["text_embedder"]["text"] == given["ranker"]["query"] == "And the otter?"
+    assert "conversation" not in done
+    assert "Not considered" not in done["choices"][0]["message"]["content"]
+
+
+def test_a_follow_up_is_joined_with_the_questions_before_it(follow: Follow) -> None:
+    done, given = follow(TALK)
+    assert given["text_embedder"]["text"] == given["ranker"]["query"] == JOINED
+    assert done["conversation"] == {"asked": JOINED, "turns": 1, "forgotten": 0}
+
+
+def test_a_follow_up_is_rewritten_by_the_chat_model(follow: Follow) -> None:
+    rewriting = Answering("Where does the otter sleep?\n")
+    done, given = follow(TALK, "rewritten", rewriting)
+    assert rewriting.given["prompt_builder"]["turns"] == [
+        {"question": "Where does the heron sleep?", "answer": "In a tree."}
+    ]
+    assert given["prompt_builder"]["question"] == "Where does the otter sleep?"
+    assert done["conversation"]["asked"] == "Where does the otter sleep?"
+
+
+@pytest.mark.parametrize("useless", [Answering(" \n"), Answering("Where does", "length")])
+def test_a_rewrite_that_cannot_be_used_is_replaced_by_joining(
+    follow: Follow, useless: Answering
+) -> None:
+    done, _ = follow(TALK, "rewritten", useless)
+    assert done["conversation"]["asked"] == JOINED
+
+
+def test_switched_off_all_earlier_turns_are_forgotten_and_that_is_said(follow: Follow) -> None:
+    done, given = follow(TALK, "off")
+    assert given["text_embedder"]["text"] == "And the otter?"
+    assert done["conversation"] == {"asked": "And the otter?", "turns": 0, "forgotten": 1}
+    assert "Not considered: 1 earlier question." in done["choices"][0]["message"]["content"]
+
+
+def test_older_turns_are_forgotten_and_that_is_said(follow: Follow) -> None:
+    texts = [text for n in range(TURNS + 2) for text in (f"Question {n}?", f"Answer {n}.")]
+    done, given = follow(said(*texts, "And now?"))
+    asked = "Question 2? Question 3? Question 4? And now?"
+    assert given["text_embedder"]["text"] == asked
+    assert done["conversation"] == {"asked": asked, "turns": TURNS, "forgotten": 2}
+    assert "Not considered: 2 earlier questions." in done["choices"][0]["message"]["content"]
+
+
+def test_a_long_question_leaves_no_room_for_earlier_ones(follow: Follow) -> None:
+    for first, last in (("x" * CHARACTERS, "And now?"), ("What?", "x" * 3999)):
+        done, given = follow(said(first, "So.", last))
+        assert given["text_embedder"]["text"] == last
+        assert done["conversation"]["forgotten"] == 1
+
+
+@pytest.mark.parametrize("how", ["joined", "rewritten"])
+def test_half_a_character_in_an_earlier_turn_is_the_callers_mistake(
+    follow: Follow, how: str
+) -> None:
+    with pytest.raises(HTTPException) as caught:
+        follow(said("\ud800?", "So.", "And now?"), how, Answering("never asked"))
+    assert caught.value.status_code == 422
+    rewriting = Answering("And now what?")
+    follow(said("What?", "\ud800.", "And now?"), how, rewriting)  # an answer is not the caller's
+    assert "\ud800" not in str(rewriting.given)
+
+
+def test_what_stands_below_an_answer_is_no_part_of_it() -> None:
+    messages: list[Any] = said("A?", f"Yes.{BELOW}- [1] a.md", "B?", "No.", "C?")
+    messages.insert(0, {"role": "system", "content": "Be kind."})
+    messages.insert(2, "no message")
+    turns = earlier_turns(messages)
+    assert [(turn.question, turn.answer) for turn in turns] == [("A?", "Yes."), ("B?", "No.")]

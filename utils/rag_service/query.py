@@ -500,7 +500,8 @@ def earlier_turns(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
         if role == "user":
             turns.append(Turn(text.strip(), ""))
         elif role == "assistant" and turns:
-            turns[-1] = Turn(turns[-1].question, text.split(BELOW)[0].strip())
+            whole = text.split(BELOW)[0].encode("utf-8", "replace").decode()
+            turns[-1] = Turn(turns[-1].question, whole.strip())
     return [turn for turn in turns[:-1] if turn.question]
 
 
