@@ -279,6 +279,55 @@ def test_the_openai_client_streams_an_answer_with_its_source(chat: openai.OpenAI
     assert chunks[-2].model_extra["sources"][0]["document"] == "handbook-021"
 
 
+FIRST = "How many tips should a Dipper's counter show after the calibration bottle has run through?"
+TALK: Any = [
+    {"role": "user", "content": FIRST},
+    {"role": "assistant", "content": "125 tips.\n\nSources:\n- [1] handbook-017.md"},
+    {"role": "user", "content": "How long does that take?"},
+]
+
+
+def test_a_follow_up_finds_what_the_conversation_is_about(chat: openai.OpenAI) -> None:
+    alone = chat.chat.completions.create(model="ask", messages=TALK[-1:])
+    done = chat.chat.completions.create(model="ask", messages=TALK)
+    assert alone.model_extra and "conversation" not in alone.model_extra
+    assert all("35 minutes" not in one["text"] for one in alone.model_extra["sources"])
+    assert done.model_extra
+    assert done.model_extra["conversation"] == {
+        "asked": f"{FIRST} How long does that take?", "turns": 1, "forgotten": 0,
+    }  # fmt: skip
+    assert "35 minutes" in done.model_extra["sources"][0]["text"]
+
+
+def test_what_is_forgotten_of_a_streamed_conversation_is_said(chat: openai.OpenAI) -> None:
+    older: Any = [
+        {"role": role, "content": text}
+        for n in range(3)
+        for role, text in (("user", f"Where is room {n}?"), ("assistant", "Upstairs."))
+    ]
+    stream = chat.chat.completions.create(model="ask", messages=[*older, *TALK], stream=True)
+    chunks = list(stream)
+    texts = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert "Not considered: 1 earlier question." in texts
+    assert chunks[-2].model_extra
+    assert chunks[-2].model_extra["conversation"]["turns"] == 3
+    assert chunks[-2].model_extra["conversation"]["forgotten"] == 1
+
+
+def test_a_follow_up_is_rewritten_where_that_is_set(
+    services: LocalServices, servers: Servers
+) -> None:
+    settings = environment(services, servers, COOKBOOK_FOLLOW_UPS="rewritten")
+    with running(services, settings) as rewriting:
+        asked = openai.OpenAI(base_url=f"{rewriting.url}/v1", api_key=TOKEN, max_retries=0)
+        done = asked.chat.completions.create(model="ask", messages=TALK)
+    assert done.model_extra
+    made = done.model_extra["conversation"]
+    assert made["turns"] == 1
+    assert made["asked"].strip()
+    assert "\n" not in made["asked"]
+
+
 def test_a_stream_without_a_question_is_refused_before_it_begins(chat: openai.OpenAI) -> None:
     for messages in ([{"role": "system", "content": "Hello"}], [{"role": "user", "content": ""}]):
         with pytest.raises(openai.UnprocessableEntityError):

@@ -160,7 +160,7 @@ def load_company() -> Collection:
     queries = [
         query
         for split in SPLITS
-        for query in _queries(folder / "questions" / f"{split}.jsonl", sources, split)
+        for query in _queries(Query, folder / "questions" / f"{split}.jsonl", sources, split)
     ]
     return Collection(tuple(sources.values()), tuple(queries))
 
@@ -175,7 +175,7 @@ def load_follow_ups(split: str) -> tuple[FollowUp, ...]:
         DataError: There is no such split, or a file is missing or malformed.
     """
     path = data_path(f"conversations/{split}.jsonl")
-    return tuple(_queries(path, _sources(data_path("company/documents")), split, FollowUp))
+    return tuple(_queries(FollowUp, path, _sources(data_path("company/documents")), split))
 
 
 def company_files(*batches: str) -> list[CompanyFile]:
@@ -223,7 +223,7 @@ def load_folder(folder: str | Path) -> Collection:
     if not sources:
         raise DataError(f"There is no folder {str(folder)!r} with .md, .txt or .html files.")
     questions = folder / "questions.jsonl"
-    queries = _queries(questions, sources) if questions.is_file() else []
+    queries = _queries(Query, questions, sources) if questions.is_file() else []
     return Collection(tuple(sources.values()), tuple(queries))
 
 
@@ -328,10 +328,10 @@ def _source(path: Path, name: str) -> Source:
 
 
 def _queries(
+    kind: type[Q],
     path: Path,
     sources: Mapping[str, Source],
     split: str = "",
-    kind: type[Q] = Query,  # type: ignore[assignment]
 ) -> list[Q]:
     queries: dict[str, Q] = {}
     for where, record in numbered_records(path):

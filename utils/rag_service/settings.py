@@ -115,9 +115,7 @@ class ServingSettings(_Environment):
     origins: Annotated[tuple[str, ...], NoDecode] = Field((), validation_alias=ORIGINS)
     upload_mb: int = Field(50, validation_alias=UPLOAD_MB, ge=1, le=999_999)
     start_wait: int = Field(300, validation_alias=START_WAIT, ge=0, le=999_999)
-    follow_ups: Literal["joined", "rewritten", "off"] = Field(
-        "joined", validation_alias=FOLLOW_UPS
-    )
+    follow_ups: Literal["joined", "rewritten", "off"] = Field("joined", validation_alias=FOLLOW_UPS)
     collector: str = Field("", validation_alias=OTLP)
 
     @field_validator("origins", mode="before")

@@ -1,0 +1,163 @@
+"""What is searched for in the place of a follow-up, or of a question on two documents.
+
+    python benchmarks/conversations.py [--json data/conversations/measured.json]
+                                       [--answers 40] [--minutes N]
+
+rewritten   every follow-up of dev and test, by the chat model and the prompt `REWRITE`
+parts       every question on two documents, and as many on one, by the prompt `DECOMPOSE`
+reranked    what the reranker puts first of the twenty chunks that the vectors find, for each way to
+            ask a follow-up of test; the place of its quote, counted from 1, or 0 for none
+answers     the chat model's answers to some follow-ups of test from the three best chunks
+
+The file is written after each question; a run that was stopped goes on where it was. Recipe 16 shows
+it, and searches by the vectors for what is in it. The endpoints are those that `COOKBOOK_ENDPOINTS`
+and `COOKBOOK_MODELS` name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import random
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from haystack import Document, Pipeline
+from haystack_integrations.document_stores.qdrant import QdrantDocumentStore
+from rich.console import Console
+from rich.progress import track
+
+from nim_cookbook import answering, conversations, corpus, endpoints, indexing
+from nim_cookbook.data import FollowUp, Query
+
+ROOT = Path(__file__).resolve().parents[1]
+Done = dict[str, Any]
+console = Console(stderr=True)
+
+
+class Stopped(Exception):
+    """The time is over; the rest is for the next run."""
+
+
+def main() -> None:
+    """Measure what is missing in the file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--json", type=Path, default=ROOT / "data/conversations/measured.json")
+    parser.add_argument("--answers", type=int, default=40, help="follow-ups that are answered")
+    parser.add_argument("--minutes", type=float, default=600, help="stop after so many")
+    options = parser.parse_args()
+    done: Done = json.loads(options.json.read_text("utf-8")) if options.json.is_file() else {}
+    limit = time.monotonic() + 60 * options.minutes
+    with contextlib.closing(endpoints.connect()) as api:
+        weights = {str(role): name for role, name in api.weights.items()}
+        if done.setdefault("weights", weights) != weights:
+            raise SystemExit(f"{options.json} is of other weights: {done['weights']}.")
+
+        def step(name: str, ids: Iterable[str], work: Callable[[str], Any]) -> None:
+            """Do what is missing of a step; `work` gives the result for an id."""
+            kept = done.setdefault(name, {})
+            missing = [found for found in ids if found not in kept]
+            for found in track(missing, name, console=console, disable=not console.is_terminal):
+                if time.monotonic() > limit:
+                    raise Stopped
+                kept[found] = work(found)
+                text = json.dumps(done, ensure_ascii=False, indent=1)
+                options.json.write_text(text + "\n", "utf-8")
+
+        try:
+            measure(api, step, done, options.answers)
+        except Stopped:
+            print("Stopped; call it again to go on.")
+
+
+def measure(api: endpoints.Endpoints, step: Callable[..., None], done: Done, answers: int) -> None:
+    """Go through the steps."""
+    company = corpus.load_company()
+    tested = {query.id: query for query in corpus.load_follow_ups("test")}
+    follow_ups = {query.id: query for query in corpus.load_follow_ups("dev")} | tested
+    rewrite = conversations.pipeline(api, conversations.REWRITE)
+
+    def rewritten(name: str) -> str:
+        query = follow_ups[name]
+        lines = conversations.lines(rewrite.run(conversations.inputs(query.turns, query.question)))
+        return lines[0] if lines else query.question
+
+    step("rewritten", follow_ups, rewritten)
+
+    split = conversations.pipeline(api, conversations.DECOMPOSE)
+    asked = {query.id: query.question for query in to_split(company)}
+
+    def parts(name: str) -> list[str]:
+        given = {"prompt_builder": {"question": asked[name]}}
+        return conversations.lines(split.run(given))[:3] or [asked[name]]
+
+    step("parts", asked, parts)
+
+    chunks = indexing.embedded_company(api.embedding)
+    width = len(chunks[0].embedding or ())
+    store = QdrantDocumentStore(":memory:", embedding_dim=width, progress_bar=False)
+    store.write_documents(chunks)
+    pipeline = answering.query_pipeline(api, store, top_k=10)
+    for part in ("router", "prompt_builder", "generator"):
+        pipeline.remove_component(part)
+    for way in ways(next(iter(tested.values())), ""):
+
+        def place(name: str, way: str = way) -> int:
+            query = tested[name]
+            text = ways(query, done["rewritten"][name])[way]
+            return place_of(query, searched(pipeline, text))
+
+        step(f"reranked, {way}", tested, place)
+
+    pipeline = answering.query_pipeline(api, store, threshold=api.reranking.refusal_logit)
+    some = random.Random(16).sample(sorted(tested), answers)
+    for way in ways(next(iter(tested.values())), ""):
+
+        def answer(name: str, way: str = way) -> str:
+            text = ways(tested[name], done["rewritten"][name])[way]
+            return answering.ask(pipeline, text).text
+
+        step(f"answers, {way}", some, answer)
+
+
+def ways(query: FollowUp, rewritten: str) -> dict[str, str]:
+    """Return what can be asked in the place of a follow-up, by the name of the way."""
+    return {
+        "alone": query.question,
+        "joined": conversations.joined(query.turns, query.question),
+        "rewritten": rewritten,
+        "by hand": query.standalone,
+    }
+
+
+def to_split(company: corpus.Collection) -> list[Query]:
+    """Return the questions on two documents of dev and test, and as many look-ups of test."""
+    two = [q for s in ("dev", "test") for q in company.split(s) if q.kind == "two-documents"]
+    others = [q for q in company.split("test") if q.kind == "lookup"]
+    return two + random.Random(16).sample(others, 21)
+
+
+def searched(pipeline: Pipeline, text: str) -> list[Document]:
+    """Return what the reranker puts first."""
+    found: list[Document] = pipeline.run(
+        {"text_embedder": {"text": text}, "ranker": {"query": text}}
+    )["ranker"]["documents"]
+    return found
+
+
+def place_of(query: Query, chunks: list[Document]) -> int:
+    """Return the place of the first chunk that holds the quote, counted from 1, or 0."""
+    (entry,) = query.evidence
+    hits = (
+        n
+        for n, chunk in enumerate(chunks, 1)
+        if corpus.relevant(chunk.content or "", entry, chunk.meta["document"])
+    )
+    return next(hits, 0)
+
+
+if __name__ == "__main__":
+    main()
