@@ -3,7 +3,7 @@
 A search knows nothing of a conversation: "And who approves it?" finds nothing. Either the earlier
 questions are put before the new one (`joined`), or the chat model rewrites it so that it can be
 understood alone (`pipeline` with `REWRITE`). With `DECOMPOSE` the same pipeline splits a question
-on two documents. The examples in the prompts are about the company's documents for training.
+on two documents. The wordings were chosen on the questions of dev (recipe 16).
 """
 
 from __future__ import annotations
@@ -29,88 +29,25 @@ CHARACTERS, ANSWER = 1000, 300
 #: Longest rewritten question in tokens; the parts of a question together.
 MAX_TOKENS = 60
 
-_CONVERSATION = """{% for turn in turns -%}
+#: The prompt that makes a follow-up understandable alone; takes `turns` and `question`.
+REWRITE = [
+    ChatMessage.from_user("""Conversation:
+{% for turn in turns -%}
 Question: {{ turn.question }}
 Answer: {{ turn.answer }}
 {% endfor -%}
-Question: {{ question }}"""
+Question: {{ question }}
 
-_REWRITTEN = [
-    (
-        [("Which form do new employees use to hand in their bank details?", "PC-12.")],
-        "On which day are they paid?",
-        "On which day are new employees paid?",
-    ),
-    (
-        [("What does an RG-3 with card cost?", "620 cr.")],
-        "And without?",
-        "What does an RG-3 without card cost?",
-    ),
-    (
-        [
-            ("How long is the warranty on an HR-210?", "30 months."),
-            ("How far must it hang from a pier?", "At least 0.6 m."),
-        ],
-        "What is its price?",
-        "What is the price of an HR-210?",
-    ),
-    (
-        [("At what head loss is the screen of the Brae Nock intake clogged?", "12 cm.")],
-        "Which prefix do purchase orders have?",
-        "Which prefix do purchase orders have?",
-    ),
-    (
-        [("How many desiccant cartridges must a depot hold at least?", "40.")],
-        "What about wiper blades?",
-        "How many wiper blades must a depot hold at least?",
-    ),
+Write the last question as one full question that somebody understands who has not read the \
+conversation. Write only the question.""")
 ]
-_DECOMPOSED = [
-    (
-        "How many mounting arms does a depot keep at least, and to what torque are their anchors "
-        "tightened on a bridge?",
-        "How many mounting arms does a depot keep at least?\n"
-        "To what torque are the anchors of a mounting arm tightened on a bridge?",
-    ),
-    (
-        "How much dearer is the RG-5-B than an RG-3 with card?",
-        "What does the RG-5-B cost?\nWhat does an RG-3 with card cost?",
-    ),
-    ("How long is the warranty on an HR-210?", "How long is the warranty on an HR-210?"),
-    (
-        "Which Lantern pack did Brae Nock receive and what does a winter sleeve for it cost?",
-        "Which Lantern pack did Brae Nock receive?\n"
-        "What does a winter sleeve for a Lantern pack cost?",
-    ),
-]
-
-
-def _messages(system: str, examples: Sequence[tuple[str, str]], last: str) -> list[ChatMessage]:
-    shown = [ChatMessage.from_system(system)]
-    for asked, given in examples:
-        shown += [ChatMessage.from_user(asked), ChatMessage.from_assistant(given)]
-    return [*shown, ChatMessage.from_user(last)]
-
-
-def _told(turns: Sequence[tuple[str, str]], question: str) -> str:
-    lines = [f"Question: {asked}\nAnswer: {said}" for asked, said in turns]
-    return "\n".join([*lines, f"Question: {question}"])
-
-
-#: The prompt that makes a follow-up understandable alone; takes `turns` and `question`.
-REWRITE = _messages(
-    "Rewrite the last question so that it can be understood without the conversation: name what "
-    "it refers to. A question that is complete stays as it is. Write only the question.",
-    [(_told(turns, question), alone) for turns, question, alone in _REWRITTEN],
-    _CONVERSATION,
-)
 #: The prompt that splits a question; takes `question`.
-DECOMPOSE = _messages(
-    "Split the question into the questions that have to be looked up for it, one a line. A "
-    "question about one thing stays as it is.",
-    _DECOMPOSED,
-    "{{ question }}",
-)
+DECOMPOSE = [
+    ChatMessage.from_user("""Question: {{ question }}
+
+Which questions have to be looked up to answer it? Write one or two short, complete questions, \
+one a line, and nothing else.""")
+]
 
 
 def remembered(turns: Sequence[Turn], room: int = CHARACTERS) -> list[Turn]:
