@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 from haystack.dataclasses import ChatMessage
 
@@ -50,6 +52,17 @@ def test_the_prompts_show_nothing_of_the_measured_questions() -> None:
     for query in FOLLOW_UPS["dev"] + FOLLOW_UPS["test"]:
         asked += [query.question, query.standalone, *(turn.question for turn in query.turns)]
     assert [text for text in asked if len(text.split()) > 3 and text in shown] == []
+
+
+def test_the_recipe_shows_the_prompts() -> None:
+    (recipe,) = (Path(__file__).resolve().parents[2] / "notebooks").glob("16_*.ipynb")
+    cells = {cell.id: cell.source for cell in nbformat.read(recipe, as_version=4).cells}
+    shown: dict[str, Any] = {}
+    exec(cells["prompt"], shown)
+    exec(cells["split"].split("\ndef ")[0], shown)
+    assert conversations.REWRITE == [ChatMessage.from_user(shown["template"])]
+    asked = "Question: {{ question }}\n\n" + shown["instruction"]
+    assert conversations.DECOMPOSE == [ChatMessage.from_user(asked)]
 
 
 def test_the_readme_has_the_counts() -> None:
