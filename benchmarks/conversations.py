@@ -9,9 +9,9 @@ reranked    what the reranker puts first of the twenty chunks that the vectors f
             ask a follow-up of test; the place of its quote, counted from 1, or 0 for none
 answers     the chat model's answers to some follow-ups of test from the three best chunks
 
-The file is written after each question; a run that was stopped goes on where it was. Recipe 16 shows
-it, and searches by the vectors for what is in it. The endpoints are those that `COOKBOOK_ENDPOINTS`
-and `COOKBOOK_MODELS` name.
+The file is written after each question; a run that was stopped goes on where it was. Recipe 16
+shows it, and searches by the vectors for what is in it. The endpoints are those that
+`COOKBOOK_ENDPOINTS` and `COOKBOOK_MODELS` name.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ def measure(api: endpoints.Endpoints, step: Callable[..., None], done: Done, ans
 
     def rewritten(name: str) -> str:
         query = follow_ups[name]
-        lines = conversations.lines(rewrite.run(conversations.inputs(query.turns, query.question)))
+        given = conversations.inputs(earlier(query), query.question)
+        lines = conversations.lines(rewrite.run(given))
         return lines[0] if lines else query.question
 
     step("rewritten", follow_ups, rewritten)
@@ -123,11 +124,16 @@ def measure(api: endpoints.Endpoints, step: Callable[..., None], done: Done, ans
         step(f"answers, {way}", some, answer)
 
 
+def earlier(query: FollowUp) -> list[str]:
+    """Return the questions before a follow-up."""
+    return [turn.question for turn in query.turns]
+
+
 def ways(query: FollowUp, rewritten: str) -> dict[str, str]:
     """Return what can be asked in the place of a follow-up, by the name of the way."""
     return {
         "alone": query.question,
-        "joined": conversations.joined(query.turns, query.question),
+        "joined": conversations.joined(earlier(query), query.question),
         "rewritten": rewritten,
         "by hand": query.standalone,
     }

@@ -294,7 +294,7 @@ def test_a_follow_up_finds_what_the_conversation_is_about(chat: openai.OpenAI) -
     assert all("35 minutes" not in one["text"] for one in alone.model_extra["sources"])
     assert done.model_extra
     assert done.model_extra["conversation"] == {
-        "asked": f"{FIRST} How long does that take?", "turns": 1, "forgotten": 0,
+        "asked": f"{FIRST} How long does that take?", "looked_at": 1, "forgotten": 0,
     }  # fmt: skip
     assert "35 minutes" in done.model_extra["sources"][0]["text"]
 
@@ -310,7 +310,7 @@ def test_what_is_forgotten_of_a_streamed_conversation_is_said(chat: openai.OpenA
     texts = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     assert "Not considered: 1 earlier question." in texts
     assert chunks[-2].model_extra
-    assert chunks[-2].model_extra["conversation"]["turns"] == 3
+    assert chunks[-2].model_extra["conversation"]["looked_at"] == 3
     assert chunks[-2].model_extra["conversation"]["forgotten"] == 1
 
 
@@ -323,7 +323,7 @@ def test_a_follow_up_is_rewritten_where_that_is_set(
         done = asked.chat.completions.create(model="ask", messages=TALK)
     assert done.model_extra
     made = done.model_extra["conversation"]
-    assert made["turns"] == 1
+    assert made["looked_at"] == 1
     assert made["asked"].strip()
     assert "\n" not in made["asked"]
 

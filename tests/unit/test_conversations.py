@@ -14,7 +14,7 @@ from haystack.dataclasses import ChatMessage
 
 from nim_cookbook import conversations
 from nim_cookbook.corpus import load_company, load_follow_ups
-from nim_cookbook.data import Turn, data_path, read_jsonl
+from nim_cookbook.data import data_path, read_jsonl
 from nim_cookbook.errors import DataError
 from tests.unit.fake_models import KEY, KEY_VARIABLE, serving
 
@@ -43,7 +43,7 @@ def test_a_follow_up_needs_its_conversation_unless_its_subject_is_new(split: str
         assert query.kind in KINDS, query.id
         assert (query.standalone == query.question) == (query.kind == "new-subject"), query.id
         assert (len(query.turns) > 1) == (query.kind == "earlier"), query.id
-        assert 1 <= len(query.turns) <= conversations.TURNS, query.id
+        assert 1 <= len(query.turns) <= conversations.QUESTIONS, query.id
 
 
 def test_the_prompts_show_nothing_of_the_measured_questions() -> None:
@@ -60,9 +60,9 @@ def test_the_recipe_shows_the_prompts() -> None:
     shown: dict[str, Any] = {}
     exec(cells["prompt"], shown)
     exec(cells["split"].split("\ndef ")[0], shown)
-    assert conversations.REWRITE == [ChatMessage.from_user(shown["template"])]
+    assert [ChatMessage.from_user(shown["template"])] == conversations.REWRITE
     asked = "Question: {{ question }}\n\n" + shown["instruction"]
-    assert conversations.DECOMPOSE == [ChatMessage.from_user(asked)]
+    assert [ChatMessage.from_user(asked)] == conversations.DECOMPOSE
 
 
 def test_the_readme_has_the_counts() -> None:
@@ -95,12 +95,8 @@ def test_a_malformed_turn_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_p
 # ------------------------------------------------------------------------------ what is asked
 
 
-def turns(*questions: str) -> list[Turn]:
-    return [Turn(question, "So.") for question in questions]
-
-
-def test_the_earlier_questions_come_first_without_their_answers() -> None:
-    assert conversations.joined(turns("A?", "B?"), "And C?") == "A? B? And C?"
+def test_the_earlier_questions_come_first() -> None:
+    assert conversations.joined(["A?", "B?"], "And C?") == "A? B? And C?"
     assert conversations.joined([], "A?") == "A?"
 
 
@@ -117,26 +113,22 @@ def test_the_earlier_questions_come_first_without_their_answers() -> None:
         ([], 1000, []),
     ],
 )
-def test_only_the_latest_turns_are_remembered(
+def test_only_the_latest_questions_are_remembered(
     earlier: list[str], room: int, kept: list[str]
 ) -> None:
-    found = conversations.remembered(turns(*earlier), room)
-    assert [turn.question for turn in found] == kept
+    assert conversations.remembered(earlier, room) == kept
 
 
-def test_the_chat_model_sees_the_turns_and_a_part_of_long_answers(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_chat_model_sees_the_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY_VARIABLE, KEY)
     with serving() as models:
         models.said = " What does the lid cost?\n\nIt is a lid. "
         pipeline = conversations.pipeline(models.endpoints(), conversations.REWRITE)
-        earlier = [Turn("Is there a {{ lid }}?", "x" * 1000)]
-        result = pipeline.run(conversations.inputs(earlier, "What does it cost?"))
+        given = conversations.inputs(["Is there a {{ lid }}?"], "What does it cost?")
+        result = pipeline.run(given)
         (prompt,) = models.prompts
-    assert "Is there a {{ lid }}?" in prompt  # what people write is no template
-    assert "What does it cost?" in prompt
-    assert prompt.count("x") == conversations.ANSWER
+    # What people write is no template.
+    assert "Question: Is there a {{ lid }}?\nQuestion: What does it cost?\n" in prompt
     assert conversations.lines(result) == ["What does the lid cost?", "It is a lid."]
 
 

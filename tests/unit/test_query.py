@@ -11,9 +11,9 @@ from fastapi import HTTPException
 from haystack import Document
 from haystack.dataclasses import ChatMessage
 
-from nim_cookbook.conversations import CHARACTERS, TURNS
+from nim_cookbook.conversations import CHARACTERS, QUESTIONS
 from nim_cookbook.endpoints import Endpoint, Endpoints
-from rag_service.query import BELOW, Ask, Reply, Service, earlier_turns
+from rag_service.query import Ask, Reply, Service
 
 CHAT = Endpoint("chat", "http://127.0.0.1:9/v1", "some/model", "COOKBOOK_TEST_KEY", "weights")
 
@@ -108,15 +108,13 @@ def test_a_first_question_is_asked_as_it_is(follow: Follow) -> None:
 def test_a_follow_up_is_joined_with_the_questions_before_it(follow: Follow) -> None:
     done, given = follow(TALK)
     assert given["text_embedder"]["text"] == given["ranker"]["query"] == JOINED
-    assert done["conversation"] == {"asked": JOINED, "turns": 1, "forgotten": 0}
+    assert done["conversation"] == {"asked": JOINED, "looked_at": 1, "forgotten": 0}
 
 
 def test_a_follow_up_is_rewritten_by_the_chat_model(follow: Follow) -> None:
     rewriting = Answering("Where does the otter sleep?\n")
     done, given = follow(TALK, "rewritten", rewriting)
-    assert rewriting.given["prompt_builder"]["turns"] == [
-        {"question": "Where does the heron sleep?", "answer": "In a tree."}
-    ]
+    assert rewriting.given["prompt_builder"]["earlier"] == ["Where does the heron sleep?"]
     assert given["prompt_builder"]["question"] == "Where does the otter sleep?"
     assert done["conversation"]["asked"] == "Where does the otter sleep?"
 
@@ -129,19 +127,19 @@ def test_a_rewrite_that_cannot_be_used_is_replaced_by_joining(
     assert done["conversation"]["asked"] == JOINED
 
 
-def test_switched_off_all_earlier_turns_are_forgotten_and_that_is_said(follow: Follow) -> None:
+def test_switched_off_all_earlier_questions_are_forgotten_and_that_is_said(follow: Follow) -> None:
     done, given = follow(TALK, "off")
     assert given["text_embedder"]["text"] == "And the otter?"
-    assert done["conversation"] == {"asked": "And the otter?", "turns": 0, "forgotten": 1}
+    assert done["conversation"] == {"asked": "And the otter?", "looked_at": 0, "forgotten": 1}
     assert "Not considered: 1 earlier question." in done["choices"][0]["message"]["content"]
 
 
-def test_older_turns_are_forgotten_and_that_is_said(follow: Follow) -> None:
-    texts = [text for n in range(TURNS + 2) for text in (f"Question {n}?", f"Answer {n}.")]
+def test_older_questions_are_forgotten_and_that_is_said(follow: Follow) -> None:
+    texts = [text for n in range(QUESTIONS + 2) for text in (f"Question {n}?", f"Answer {n}.")]
     done, given = follow(said(*texts, "And now?"))
     asked = "Question 2? Question 3? Question 4? And now?"
     assert given["text_embedder"]["text"] == asked
-    assert done["conversation"] == {"asked": asked, "turns": TURNS, "forgotten": 2}
+    assert done["conversation"] == {"asked": asked, "looked_at": QUESTIONS, "forgotten": 2}
     assert "Not considered: 2 earlier questions." in done["choices"][0]["message"]["content"]
 
 
@@ -153,20 +151,18 @@ def test_a_long_question_leaves_no_room_for_earlier_ones(follow: Follow) -> None
 
 
 @pytest.mark.parametrize("how", ["joined", "rewritten"])
-def test_half_a_character_in_an_earlier_turn_is_the_callers_mistake(
+def test_half_a_character_in_an_earlier_question_is_the_callers_mistake(
     follow: Follow, how: str
 ) -> None:
     with pytest.raises(HTTPException) as caught:
         follow(said("\ud800?", "So.", "And now?"), how, Answering("never asked"))
     assert caught.value.status_code == 422
-    rewriting = Answering("And now what?")
-    follow(said("What?", "\ud800.", "And now?"), how, rewriting)  # an answer is not the caller's
-    assert "\ud800" not in str(rewriting.given)
 
 
-def test_what_stands_below_an_answer_is_no_part_of_it() -> None:
-    messages: list[Any] = said("A?", f"Yes.{BELOW}- [1] a.md", "B?", "No.", "C?")
+def test_only_what_the_user_said_counts(follow: Follow) -> None:
+    messages: list[Any] = said("What?", "Yes.", " ", "No.", "And now?")
     messages.insert(0, {"role": "system", "content": "Be kind."})
     messages.insert(2, "no message")
-    turns = earlier_turns(messages)
-    assert [(turn.question, turn.answer) for turn in turns] == [("A?", "Yes."), ("B?", "No.")]
+    done, given = follow(messages)
+    assert given["text_embedder"]["text"] == "What? And now?"
+    assert done["conversation"] == {"asked": "What? And now?", "looked_at": 1, "forgotten": 0}

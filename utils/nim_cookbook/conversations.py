@@ -18,23 +18,22 @@ from haystack.utils import Secret
 from haystack_integrations.components.generators.nvidia import NvidiaChatGenerator
 
 from nim_cookbook.answering import answer_text
-from nim_cookbook.data import Turn
 from nim_cookbook.endpoints import Endpoints
 
-#: Earlier turns that are looked at; older ones are forgotten.
-TURNS = 3
-#: Most characters of their questions together, and of each answer. An embedding model cuts a text
-#: at its end, where the new question stands.
-CHARACTERS, ANSWER = 1000, 300
+#: Earlier questions that are looked at; older ones are forgotten.
+QUESTIONS = 3
+#: Most characters that they have together. An embedding model cuts a text at its end, where the new
+#: question stands.
+CHARACTERS = 1000
 #: Longest rewritten question in tokens; the parts of a question together.
 MAX_TOKENS = 60
 
-#: The prompt that makes a follow-up understandable alone; takes `turns` and `question`.
+#: The prompt that makes a follow-up understandable alone; takes `earlier`, the questions before it,
+#: and `question`. The answers are left out: with them the local model's rewrites were no better.
 REWRITE = [
     ChatMessage.from_user("""Conversation:
-{% for turn in turns -%}
-Question: {{ turn.question }}
-Answer: {{ turn.answer }}
+{% for asked in earlier -%}
+Question: {{ asked }}
 {% endfor -%}
 Question: {{ question }}
 
@@ -50,31 +49,31 @@ one a line, and nothing else.""")
 ]
 
 
-def remembered(turns: Sequence[Turn], room: int = CHARACTERS) -> list[Turn]:
-    """Return the latest turns that are looked at, the oldest first.
+def remembered(earlier: Sequence[str], room: int = CHARACTERS) -> list[str]:
+    """Return the latest of the earlier questions, which are looked at, the oldest first.
 
     Args:
-        turns: All earlier turns.
-        room: Most characters that their questions may have together, if less than `CHARACTERS`.
+        earlier: All questions before the follow-up.
+        room: Most characters that those returned may have together, if less than `CHARACTERS`.
     """
-    kept: list[Turn] = []
-    for turn in reversed(turns[-TURNS:]):
-        room_left = min(room, CHARACTERS) - sum(len(t.question) + 1 for t in kept)
-        if len(turn.question) + 1 > room_left:
+    kept: list[str] = []
+    left = min(room, CHARACTERS)
+    for question in reversed(earlier[-QUESTIONS:]):
+        left -= len(question) + 1
+        if left < 0:
             break
-        kept.insert(0, turn)
+        kept.insert(0, question)
     return kept
 
 
-def joined(turns: Sequence[Turn], question: str) -> str:
-    """Return the questions of earlier turns and the new one as one text."""
-    return " ".join([*(turn.question for turn in turns), question])
+def joined(earlier: Sequence[str], question: str) -> str:
+    """Return earlier questions and the new one as one text."""
+    return " ".join([*earlier, question])
 
 
-def inputs(turns: Sequence[Turn], question: str) -> dict[str, Any]:
+def inputs(earlier: Sequence[str], question: str) -> dict[str, Any]:
     """Return the inputs of the pipeline with `REWRITE`."""
-    told = [{"question": turn.question, "answer": turn.answer[:ANSWER]} for turn in turns]
-    return {"prompt_builder": {"question": question, "turns": told}}
+    return {"prompt_builder": {"earlier": list(earlier), "question": question}}
 
 
 def lines(result: Mapping[str, Any]) -> list[str]:
@@ -87,7 +86,7 @@ def lines(result: Mapping[str, Any]) -> list[str]:
 def pipeline(api: Endpoints, prompt: Sequence[ChatMessage]) -> Pipeline:
     """Return the pipeline that rewrites or splits a question.
 
-    Inputs `prompt_builder.question`, and `prompt_builder.turns` with `REWRITE`. Output
+    Inputs `prompt_builder.question`, and `prompt_builder.earlier` with `REWRITE`. Output
     `generator.replies`.
 
     Args:

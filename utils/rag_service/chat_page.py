@@ -1,7 +1,7 @@
 """What happens in the chat page; Chainlit loads this file, `rag_service.chat` serves it.
 
 The reader signs in with the query service's token as the password. Questions go to the query
-service as any other client's do, with what was said before, through OpenAI's client with streaming;
+service as any other client's do, with those before them, through OpenAI's client with streaming;
 the chunks open beside the answer. Below it stands what was made of a follow-up, and what was
 forgotten.
 """
@@ -22,8 +22,8 @@ from rag_service.settings import QUERY_URL, service_token
 GREETING = "Ask about the documents, or attach a file to have it indexed."
 # Seconds; a large model may be slow, and a first answer slower.
 _TIMEOUT = 120.0
-# Of a conversation; the service looks at fewer and takes at most 1 MB.
-_MESSAGES = 60
+# Questions that are sent; the service looks at fewer, and takes at most 1 MB.
+_QUESTIONS = 100
 
 
 @cl.password_auth_callback  # type: ignore[untyped-decorator,unused-ignore]
@@ -54,10 +54,11 @@ async def _answer(client: openai.AsyncOpenAI, question: str) -> None:
     reply = cl.Message("")
     sources: Sequence[dict[str, Any]] = ()
     followed: dict[str, Any] = {}
-    messages: list[Any] = cl.user_session.get("messages") or []
-    messages = [*messages, {"role": "user", "content": question}][-_MESSAGES:]
+    asked: list[str] = [*(cl.user_session.get("asked") or ()), question][-_QUESTIONS:]
     try:
-        stream = await client.chat.completions.create(model="ask", messages=messages, stream=True)
+        stream = await client.chat.completions.create(
+            model="ask", messages=[{"role": "user", "content": text} for text in asked], stream=True
+        )
         async for chunk in stream:
             extra = chunk.model_extra or {}
             if extra.get("sources") is not None:
@@ -65,8 +66,7 @@ async def _answer(client: openai.AsyncOpenAI, question: str) -> None:
                 sources, followed = extra["sources"], extra.get("conversation") or {}
             elif chunk.choices:
                 await reply.stream_token(chunk.choices[0].delta.content or "")
-        said = {"role": "assistant", "content": reply.content}
-        cl.user_session.set("messages", [*messages, said])
+        cl.user_session.set("asked", asked)
     except openai.OpenAIError as error:
         await reply.stream_token(_sentence(error))
     await reply.stream_token(_understood(question, followed))

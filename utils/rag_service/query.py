@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,6 @@ from pydantic import BaseModel, Field
 
 from nim_cookbook import conversations
 from nim_cookbook.answering import Answer, answer_of, citation, no_answer, page
-from nim_cookbook.data import Turn
 from nim_cookbook.endpoints import Endpoints, connect
 from nim_cookbook.errors import ConfigurationError, CookbookError, causes
 from nim_cookbook.explain import explain
@@ -54,8 +53,6 @@ FileId = Annotated[str, fastapi.Path(pattern=r"^file-[0-9a-f]{32}$")]
 THREADS = 64
 #: Longest question in characters.
 QUESTION_LENGTH = 4000
-#: What stands between an answer and its sources.
-BELOW = "\n\nSources:\n"
 
 
 class Source(BaseModel):
@@ -85,12 +82,12 @@ class Conversation(BaseModel):
 
     Attributes:
         asked: What was searched for in its place.
-        turns: How many earlier turns were looked at.
-        forgotten: How many were not: the older ones, which a follow-up cannot refer to.
+        looked_at: How many of the earlier questions were looked at: the latest.
+        forgotten: How many were not, so that a follow-up cannot refer to them.
     """
 
     asked: str
-    turns: int
+    looked_at: int
     forgotten: int
 
 
@@ -228,7 +225,7 @@ class Ask(BasePipelineWrapper):
     async def run_chat_completion_async(
         self, model: str, messages: list[dict[str, Any]], body: dict[str, Any]
     ) -> ChatCompletion | AsyncGenerator[Any, None]:
-        """Answer the last message of a conversation, in the light of the turns before it.
+        """Answer the last question of a conversation, in the light of those before it.
 
         The sources come as text below the answer, and as data in the field `sources` of the
         completion, or of the last chunk but one; beside it stands what was made of a follow-up,
@@ -236,7 +233,8 @@ class Ask(BasePipelineWrapper):
         """
         question = last_question(messages)
         inputs(question)  # a question that cannot be used is refused before a model is asked
-        followed = await self._followed(earlier_turns(messages), question)
+        earlier = [text for text in questions(messages)[:-1] if text.strip()]
+        followed = await self._followed(earlier, question)
         asked = followed.asked if followed else question
         if body.get("stream"):
             return self._stream(model, asked, inputs(asked), followed)
@@ -248,22 +246,23 @@ class Ask(BasePipelineWrapper):
         name = f"chatcmpl-{uuid.uuid4().hex}"
         return completion(name, model, "chat.completion", choice, reply.sources, followed)
 
-    async def _followed(self, turns: Sequence[Turn], question: str) -> Conversation | None:
+    async def _followed(self, earlier: Sequence[str], question: str) -> Conversation | None:
         """Return what is asked in the place of a follow-up; None for a first question."""
-        if not turns:
+        if not earlier:
             return None
         if self.follow_ups == "off":
-            return Conversation(asked=question, turns=0, forgotten=len(turns))
-        used = conversations.remembered(turns, QUESTION_LENGTH - len(question) - 1)
-        asked = conversations.joined(used, question)
-        inputs(asked)  # the earlier turns may hold what no model can be asked
-        if self.follow_ups == "rewritten" and used:
+            return Conversation(asked=question, looked_at=0, forgotten=len(earlier))
+        kept = conversations.remembered(earlier, QUESTION_LENGTH - len(question) - 1)
+        asked = conversations.joined(kept, question)
+        inputs(asked)  # earlier questions may hold what no model can be asked
+        if self.follow_ups == "rewritten" and kept:
             try:
-                result = await self.rewrite.run_async(conversations.inputs(used, question))
+                result = await self.rewrite.run_async(conversations.inputs(kept, question))
             except Exception as error:
                 raise as_http(error) from error
             asked = next(iter(conversations.lines(result)), asked)
-        return Conversation(asked=asked, turns=len(used), forgotten=len(turns) - len(used))
+        forgotten = len(earlier) - len(kept)
+        return Conversation(asked=asked, looked_at=len(kept), forgotten=forgotten)
 
     async def _stream(
         self, model: str, question: str, given: dict[str, Any], followed: Conversation | None
@@ -456,7 +455,7 @@ def listing(sources: Sequence[Source], followed: Conversation | None = None) -> 
     text = ""
     if sources:
         lines = [f"[{n}] {one.citation}" for n, one in enumerate(sources, start=1)]
-        text = BELOW + "\n".join(f"- {line}" for line in lines)
+        text = "\n\nSources:\n" + "\n".join(f"- {line}" for line in lines)
     if followed and followed.forgotten:
         text += f"\n\nNot considered: {count(followed.forgotten, 'earlier question')}."
     return text
@@ -487,33 +486,22 @@ def last_question(messages: Sequence[Mapping[str, Any]]) -> str:
     Raises:
         HTTPException: 422, there is none.
     """
-    asked = [text for role, text in _said(messages) if role == "user"]
-    if not asked:
-        raise HTTPException(422, "The conversation holds no message of the user.")
-    return asked[-1]
+    if asked := questions(messages):
+        return asked[-1]
+    raise HTTPException(422, "The conversation holds no message of the user.")
 
 
-def earlier_turns(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
-    """Return the questions before the last one with their answers, without what stands below."""
-    turns: list[Turn] = []
-    for role, text in _said(messages):
-        if role == "user":
-            turns.append(Turn(text.strip(), ""))
-        elif role == "assistant" and turns:
-            whole = text.split(BELOW)[0].encode("utf-8", "replace").decode()
-            turns[-1] = Turn(turns[-1].question, whole.strip())
-    return [turn for turn in turns[:-1] if turn.question]
-
-
-def _said(messages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[object, str]]:
-    """Yield who says what; a message without text says nothing."""
+def questions(messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the texts of all messages of the user."""
+    found = []
     for message in messages:
-        if isinstance(message, Mapping):
+        if isinstance(message, Mapping) and message.get("role") == "user":
             content = message.get("content")
             parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
             typed = (p for p in parts if isinstance(p, Mapping) and p.get("type") == "text")
             texts = (part.get("text") for part in typed)
-            yield message.get("role"), "\n".join(t for t in texts if isinstance(t, str))
+            found.append("\n".join(text for text in texts if isinstance(text, str)))
+    return found
 
 
 def file_name(text: str | None) -> str:
