@@ -40,12 +40,37 @@ Question: {{ question }}
 Write the last question as one full question that somebody understands who has not read the \
 conversation. Write only the question.""")
 ]
-#: The prompt that splits a question; takes `question`.
-DECOMPOSE = [
-    ChatMessage.from_user("""Question: {{ question }}
+_DECOMPOSED = [
+    (
+        "How many mounting arms does a depot keep at least, and to what torque are their anchors "
+        "tightened on a bridge?",
+        "How many mounting arms does a depot keep at least?\n"
+        "To what torque are the anchors of a mounting arm tightened on a bridge?",
+    ),
+    (
+        "How much dearer is the RG-5-B than an RG-3 with card?",
+        "What does the RG-5-B cost?\nWhat does an RG-3 with card cost?",
+    ),
+    ("How long is the warranty on an HR-210?", "How long is the warranty on an HR-210?"),
+    (
+        "Which Lantern pack did Brae Nock receive and what does a winter sleeve for it cost?",
+        "Which Lantern pack did Brae Nock receive?\n"
+        "What does a winter sleeve for a Lantern pack cost?",
+    ),
+]
 
-Which questions have to be looked up to answer it? Write one or two short, complete questions, \
-one a line, and nothing else.""")
+#: The prompt that splits a question; takes `question`. Its examples are of the questions of train.
+DECOMPOSE = [
+    ChatMessage.from_system(
+        "Split the question into the questions that have to be looked up for it, one a line. A "
+        "question about one thing stays as it is."
+    ),
+    *(
+        message
+        for question, parts in _DECOMPOSED
+        for message in (ChatMessage.from_user(question), ChatMessage.from_assistant(parts))
+    ),
+    ChatMessage.from_user("{{ question }}"),
 ]
 
 
