@@ -3,8 +3,8 @@
     python benchmarks/conversations.py [--json data/conversations/measured.json]
                                        [--answers 40] [--minutes N]
 
-rewritten   every follow-up of dev and test, by the chat model and the prompt `REWRITE`
-parts       every question on two documents, and as many on one, by the prompt `DECOMPOSE`
+rewritten   every follow-up of test, by the chat model and the prompt `REWRITE`
+parts       every question of test on two documents, and as many on one, by the prompt `DECOMPOSE`
 reranked    what the reranker puts first of the twenty chunks that the vectors find, for each way to
             ask a follow-up of test; the place of its quote, counted from 1, or 0 for none
 answers     the chat model's answers to some follow-ups of test from the three best chunks
@@ -77,16 +77,15 @@ def measure(api: endpoints.Endpoints, step: Callable[..., None], done: Done, ans
     """Go through the steps."""
     company = corpus.load_company()
     tested = {query.id: query for query in corpus.load_follow_ups("test")}
-    follow_ups = {query.id: query for query in corpus.load_follow_ups("dev")} | tested
     rewrite = conversations.pipeline(api, conversations.REWRITE)
 
     def rewritten(name: str) -> str:
-        query = follow_ups[name]
+        query = tested[name]
         given = conversations.inputs(earlier(query), query.question)
         lines = conversations.lines(rewrite.run(given))
         return lines[0] if lines else query.question
 
-    step("rewritten", follow_ups, rewritten)
+    step("rewritten", tested, rewritten)
 
     split = conversations.pipeline(api, conversations.DECOMPOSE)
     asked = {query.id: query.question for query in to_split(company)}
@@ -140,10 +139,10 @@ def ways(query: FollowUp, rewritten: str) -> dict[str, str]:
 
 
 def to_split(company: corpus.Collection) -> list[Query]:
-    """Return the questions on two documents of dev and test, and as many look-ups of test."""
-    two = [q for s in ("dev", "test") for q in company.split(s) if q.kind == "two-documents"]
-    others = [q for q in company.split("test") if q.kind == "lookup"]
-    return two + random.Random(16).sample(others, 21)
+    """Return the questions of test on two documents, and as many look-ups."""
+    two = [query for query in company.split("test") if query.kind == "two-documents"]
+    others = [query for query in company.split("test") if query.kind == "lookup"]
+    return two + random.Random(16).sample(others, len(two))
 
 
 def searched(pipeline: Pipeline, text: str) -> list[Document]:

@@ -77,6 +77,21 @@ def test_the_parts_by_hand_are_of_all_measured_two_document_questions() -> None:
     assert all(len(found) == 2 for found in parts.values())
 
 
+def test_what_the_benchmark_stored_is_whole() -> None:
+    stored = json.loads((data_path("conversations/measured.json")).read_text("utf-8"))
+    ids = {query.id for query in FOLLOW_UPS["test"]}
+    assert set(stored["weights"]) == {"chat", "embedding", "reranking"}
+    assert set(stored["rewritten"]) == ids
+    two = {q.id for q in COMPANY.split("test") if q.kind == "two-documents"}
+    assert two < set(stored["parts"])
+    assert len(stored["parts"]) == 2 * len(two)
+    for way in ("alone", "joined", "rewritten", "by hand"):
+        assert set(stored[f"reranked, {way}"]) == ids
+        assert all(0 <= place <= 10 for place in stored[f"reranked, {way}"].values())
+        assert set(stored[f"answers, {way}"]) == set(stored["answers, joined"])
+        assert set(stored[f"answers, {way}"]) <= ids
+
+
 def test_a_malformed_turn_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     record = {"question": "And then?", "turns": [{"question": "When?"}]}
     (tmp_path / "dev.jsonl").write_text(json.dumps(record), "utf-8")
