@@ -1,13 +1,12 @@
 """What is searched for in the place of a follow-up, or of a question on two documents.
 
     python benchmarks/conversations.py [--json data/conversations/measured.json]
-                                       [--answers 40] [--minutes N]
+                                       [--answers 30] [--minutes N]
 
 rewritten   every follow-up of test, by the chat model and the prompt `REWRITE`
 parts       every question of test on two documents, and as many on one, by the prompt `DECOMPOSE`
-reranked    what the reranker puts first of the twenty chunks that the vectors find, for each way to
-            ask a follow-up of test; the place of its quote, counted from 1, or 0 for none
-answers     the chat model's answers to some follow-ups of test from the three best chunks
+answers     the service's pipeline on some follow-ups of test, asked in four ways: the chat model's
+            answer, and whether the quote is in the three chunks that it was shown
 
 The file is written after each question; a run that was stopped goes on where it was. Recipe 16
 shows it, and searches by the vectors for what is in it. The endpoints are those that
@@ -25,7 +24,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from haystack import Document, Pipeline
 from haystack_integrations.document_stores.qdrant import QdrantDocumentStore
 from rich.console import Console
 from rich.progress import track
@@ -46,7 +44,7 @@ def main() -> None:
     """Measure what is missing in the file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", type=Path, default=ROOT / "data/conversations/measured.json")
-    parser.add_argument("--answers", type=int, default=40, help="follow-ups that are answered")
+    parser.add_argument("--answers", type=int, default=30, help="follow-ups that are answered")
     parser.add_argument("--minutes", type=float, default=600, help="stop after so many")
     options = parser.parse_args()
     done: Done = json.loads(options.json.read_text("utf-8")) if options.json.is_file() else {}
@@ -100,25 +98,19 @@ def measure(api: endpoints.Endpoints, step: Callable[..., None], done: Done, ans
     width = len(chunks[0].embedding or ())
     store = QdrantDocumentStore(":memory:", embedding_dim=width, progress_bar=False)
     store.write_documents(chunks)
-    pipeline = answering.query_pipeline(api, store, top_k=10)
-    for part in ("router", "prompt_builder", "generator"):
-        pipeline.remove_component(part)
-    for way in ways(next(iter(tested.values())), ""):
-
-        def place(name: str, way: str = way) -> int:
-            query = tested[name]
-            text = ways(query, done["rewritten"][name])[way]
-            return place_of(query, searched(pipeline, text))
-
-        step(f"reranked, {way}", tested, place)
-
     pipeline = answering.query_pipeline(api, store, threshold=api.reranking.refusal_logit)
     some = random.Random(16).sample(sorted(tested), answers)
     for way in ways(next(iter(tested.values())), ""):
 
-        def answer(name: str, way: str = way) -> str:
-            text = ways(tested[name], done["rewritten"][name])[way]
-            return answering.ask(pipeline, text).text
+        def answer(name: str, way: str = way) -> dict[str, Any]:
+            query = tested[name]
+            (quote,) = query.evidence
+            found = answering.ask(pipeline, ways(query, done["rewritten"][name])[way])
+            shown = any(
+                corpus.relevant(chunk.content or "", quote, chunk.meta["document"])
+                for chunk in found.sources
+            )
+            return {"answer": found.text, "shown": shown}
 
         step(f"answers, {way}", some, answer)
 
@@ -143,25 +135,6 @@ def to_split(company: corpus.Collection) -> list[Query]:
     two = [query for query in company.split("test") if query.kind == "two-documents"]
     others = [query for query in company.split("test") if query.kind == "lookup"]
     return two + random.Random(16).sample(others, len(two))
-
-
-def searched(pipeline: Pipeline, text: str) -> list[Document]:
-    """Return what the reranker puts first."""
-    found: list[Document] = pipeline.run(
-        {"text_embedder": {"text": text}, "ranker": {"query": text}}
-    )["ranker"]["documents"]
-    return found
-
-
-def place_of(query: Query, chunks: list[Document]) -> int:
-    """Return the place of the first chunk that holds the quote, counted from 1, or 0."""
-    (entry,) = query.evidence
-    hits = (
-        n
-        for n, chunk in enumerate(chunks, 1)
-        if corpus.relevant(chunk.content or "", entry, chunk.meta["document"])
-    )
-    return next(hits, 0)
 
 
 if __name__ == "__main__":

@@ -85,11 +85,10 @@ def test_what_the_benchmark_stored_is_whole() -> None:
     two = {q.id for q in COMPANY.split("test") if q.kind == "two-documents"}
     assert two < set(stored["parts"])
     assert len(stored["parts"]) == 2 * len(two)
-    for way in ("alone", "joined", "rewritten", "by hand"):
-        assert set(stored[f"reranked, {way}"]) == ids
-        assert all(0 <= place <= 10 for place in stored[f"reranked, {way}"].values())
-        assert set(stored[f"answers, {way}"]) == set(stored["answers, joined"])
-        assert set(stored[f"answers, {way}"]) <= ids
+    asked = set(stored["answers, joined"])
+    assert asked <= ids and len(asked) == 30
+    for way in ("alone", "rewritten", "by hand"):
+        assert set(stored[f"answers, {way}"]) == asked
 
 
 def test_a_malformed_turn_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
