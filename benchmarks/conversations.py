@@ -81,7 +81,7 @@ def measure(api: endpoints.Endpoints, step: Callable[..., None], done: Done, ans
         query = tested[name]
         given = conversations.inputs(earlier(query), query.question)
         lines = conversations.lines(rewrite.run(given))
-        return lines[0] if lines else query.question
+        return lines[0] if lines else conversations.joined(earlier(query), query.question)
 
     step("rewritten", tested, rewritten)
 
@@ -105,7 +105,15 @@ def measure(api: endpoints.Endpoints, step: Callable[..., None], done: Done, ans
         def answer(name: str, way: str = way) -> dict[str, Any]:
             query = tested[name]
             (quote,) = query.evidence
-            found = answering.ask(pipeline, ways(query, done["rewritten"][name])[way])
+            text = ways(query, done["rewritten"][name])[way]
+            given = {
+                "text_embedder": {"text": text},
+                "ranker": {"query": text},
+                # Of joined questions the chat model may answer the first.
+                "prompt_builder": {"question": query.question if way == "joined" else text},
+            }
+            result = pipeline.run(given, include_outputs_from={"ranker"})
+            found = answering.answer_of(text, result)
             shown = any(
                 corpus.relevant(chunk.content or "", quote, chunk.meta["document"])
                 for chunk in found.sources
@@ -121,7 +129,7 @@ def earlier(query: FollowUp) -> list[str]:
 
 
 def ways(query: FollowUp, rewritten: str) -> dict[str, str]:
-    """Return what can be asked in the place of a follow-up, by the name of the way."""
+    """Return what can be searched for in the place of a follow-up, by the name of the way."""
     return {
         "alone": query.question,
         "joined": conversations.joined(earlier(query), query.question),

@@ -294,7 +294,7 @@ def test_a_follow_up_finds_what_the_conversation_is_about(chat: openai.OpenAI) -
     assert all("35 minutes" not in one["text"] for one in alone.model_extra["sources"])
     assert done.model_extra
     assert done.model_extra["conversation"] == {
-        "asked": f"{FIRST} How long does that take?", "looked_at": 1, "forgotten": 0,
+        "searched_for": f"{FIRST} How long does that take?", "looked_at": 1, "forgotten": 0,
     }  # fmt: skip
     assert "35 minutes" in done.model_extra["sources"][0]["text"]
 
@@ -324,8 +324,8 @@ def test_a_follow_up_is_rewritten_where_that_is_set(
     assert done.model_extra
     made = done.model_extra["conversation"]
     assert made["looked_at"] == 1
-    assert made["asked"].strip()
-    assert "\n" not in made["asked"]
+    assert made["searched_for"].strip()
+    assert "\n" not in made["searched_for"]
 
 
 def test_a_stream_without_a_question_is_refused_before_it_begins(chat: openai.OpenAI) -> None:

@@ -108,7 +108,8 @@ def test_a_first_question_is_asked_as_it_is(follow: Follow) -> None:
 def test_a_follow_up_is_joined_with_the_questions_before_it(follow: Follow) -> None:
     done, given = follow(TALK)
     assert given["text_embedder"]["text"] == given["ranker"]["query"] == JOINED
-    assert done["conversation"] == {"asked": JOINED, "looked_at": 1, "forgotten": 0}
+    assert given["prompt_builder"]["question"] == "And the otter?"  # the model sees the chunks
+    assert done["conversation"] == {"searched_for": JOINED, "looked_at": 1, "forgotten": 0}
 
 
 def test_a_follow_up_is_rewritten_by_the_chat_model(follow: Follow) -> None:
@@ -116,7 +117,7 @@ def test_a_follow_up_is_rewritten_by_the_chat_model(follow: Follow) -> None:
     done, given = follow(TALK, "rewritten", rewriting)
     assert rewriting.given["prompt_builder"]["earlier"] == ["Where does the heron sleep?"]
     assert given["prompt_builder"]["question"] == "Where does the otter sleep?"
-    assert done["conversation"]["asked"] == "Where does the otter sleep?"
+    assert done["conversation"]["searched_for"] == "Where does the otter sleep?"
 
 
 @pytest.mark.parametrize("useless", [Answering(" \n"), Answering("Where does", "length")])
@@ -124,13 +125,17 @@ def test_a_rewrite_that_cannot_be_used_is_replaced_by_joining(
     follow: Follow, useless: Answering
 ) -> None:
     done, _ = follow(TALK, "rewritten", useless)
-    assert done["conversation"]["asked"] == JOINED
+    assert done["conversation"]["searched_for"] == JOINED
 
 
 def test_switched_off_all_earlier_questions_are_forgotten_and_that_is_said(follow: Follow) -> None:
     done, given = follow(TALK, "off")
     assert given["text_embedder"]["text"] == "And the otter?"
-    assert done["conversation"] == {"asked": "And the otter?", "looked_at": 0, "forgotten": 1}
+    assert done["conversation"] == {
+        "searched_for": "And the otter?",
+        "looked_at": 0,
+        "forgotten": 1,
+    }
     assert "Not considered: 1 earlier question." in done["choices"][0]["message"]["content"]
 
 
@@ -139,7 +144,7 @@ def test_older_questions_are_forgotten_and_that_is_said(follow: Follow) -> None:
     done, given = follow(said(*texts, "And now?"))
     asked = "Question 2? Question 3? Question 4? And now?"
     assert given["text_embedder"]["text"] == asked
-    assert done["conversation"] == {"asked": asked, "looked_at": QUESTIONS, "forgotten": 2}
+    assert done["conversation"] == {"searched_for": asked, "looked_at": QUESTIONS, "forgotten": 2}
     assert "Not considered: 2 earlier questions." in done["choices"][0]["message"]["content"]
 
 
@@ -165,4 +170,8 @@ def test_only_what_the_user_said_counts(follow: Follow) -> None:
     messages.insert(2, "no message")
     done, given = follow(messages)
     assert given["text_embedder"]["text"] == "What? And now?"
-    assert done["conversation"] == {"asked": "What? And now?", "looked_at": 1, "forgotten": 0}
+    assert done["conversation"] == {
+        "searched_for": "What? And now?",
+        "looked_at": 1,
+        "forgotten": 0,
+    }

@@ -86,8 +86,8 @@ async def _answer(client: openai.AsyncOpenAI, question: str) -> None:
 def _understood(question: str, followed: dict[str, Any]) -> str:
     """Return what was made of a follow-up, as text below its answer; empty for a first question."""
     lines = []
-    if followed and followed["asked"] != question:
-        lines.append(f"Searched for: {followed['asked']}")
+    if followed and followed["searched_for"] != question:
+        lines.append(f"Searched for: {followed['searched_for']}")
     if followed and followed["forgotten"]:
         lines.append(f"Not considered: {followed['forgotten']} of the earlier questions.")
     return "".join(f"\n\n{line}" for line in lines)

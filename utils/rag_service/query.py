@@ -81,12 +81,12 @@ class Conversation(BaseModel):
     """What was made of a question that others came before.
 
     Attributes:
-        asked: What was searched for in its place.
+        searched_for: What was searched for in its place.
         looked_at: How many of the earlier questions were looked at: the latest.
         forgotten: How many were not, so that a follow-up cannot refer to them.
     """
 
-    asked: str
+    searched_for: str
     looked_at: int
     forgotten: int
 
@@ -215,9 +215,11 @@ class Ask(BasePipelineWrapper):
             HTTPException: 422 for the question or the filters, 502 for a model that does not answer
                 or whose answer is empty or cut off.
         """
-        with_question = inputs(question, filters)
+        return await self._answer(question, inputs(question, filters))
+
+    async def _answer(self, question: str, given: dict[str, Any]) -> Reply:
         try:
-            result = await self.pipeline.run_async(with_question, include_outputs_from={"ranker"})
+            result = await self.pipeline.run_async(given, include_outputs_from={"ranker"})
         except Exception as error:
             raise as_http(error) from error
         return self._reply(answer_of(question, result))
@@ -232,13 +234,17 @@ class Ask(BasePipelineWrapper):
         in the field `conversation`.
         """
         question = last_question(messages)
-        inputs(question)  # a question that cannot be used is refused before a model is asked
+        search_inputs(question)  # one that cannot be used is refused before a model is asked
         earlier = [text for text in questions(messages)[:-1] if text.strip()]
         followed = await self._followed(earlier, question)
-        asked = followed.asked if followed else question
+        given = inputs(question)
+        if followed:
+            given |= search_inputs(followed.searched_for)
+            if self.follow_ups == "rewritten":  # of joined questions a model may answer the first
+                given["prompt_builder"] = {"question": followed.searched_for}
         if body.get("stream"):
-            return self._stream(model, asked, inputs(asked), followed)
-        reply = await self.run_api_async(asked)
+            return self._stream(model, question, given, followed)
+        reply = await self._answer(question, given)
         text = reply.answer + listing(reply.sources, followed)
         message = Message(role="assistant", content=text)
         finish = reply.finish_reason or "stop"  # a refusal is a whole answer
@@ -251,18 +257,18 @@ class Ask(BasePipelineWrapper):
         if not earlier:
             return None
         if self.follow_ups == "off":
-            return Conversation(asked=question, looked_at=0, forgotten=len(earlier))
+            return Conversation(searched_for=question, looked_at=0, forgotten=len(earlier))
         kept = conversations.remembered(earlier, QUESTION_LENGTH - len(question) - 1)
-        asked = conversations.joined(kept, question)
-        inputs(asked)  # earlier questions may hold what no model can be asked
+        text = conversations.joined(kept, question)
+        search_inputs(text)  # earlier questions may hold what no model can be asked
         if self.follow_ups == "rewritten" and kept:
             try:
                 result = await self.rewrite.run_async(conversations.inputs(kept, question))
             except Exception as error:
                 raise as_http(error) from error
-            asked = next(iter(conversations.lines(result)), asked)
+            text = next(iter(conversations.lines(result)), text)
         forgotten = len(earlier) - len(kept)
-        return Conversation(asked=asked, looked_at=len(kept), forgotten=forgotten)
+        return Conversation(searched_for=text, looked_at=len(kept), forgotten=forgotten)
 
     async def _stream(
         self, model: str, question: str, given: dict[str, Any], followed: Conversation | None
