@@ -234,10 +234,9 @@ class Ask(BasePipelineWrapper):
         in the field `conversation`.
         """
         question = last_question(messages)
-        search_inputs(question)  # one that cannot be used is refused before a model is asked
+        given = inputs(question)
         earlier = [text for text in questions(messages)[:-1] if text.strip()]
         followed = await self._followed(earlier, question)
-        given = inputs(question)
         if followed:
             given |= search_inputs(followed.searched_for)
             if self.follow_ups == "rewritten":  # of joined questions a model may answer the first
