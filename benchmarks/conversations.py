@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import track
 
 from nim_cookbook import answering, conversations, corpus, endpoints, indexing
-from nim_cookbook.data import FollowUp, Query
+from nim_cookbook.data import Evidence, FollowUp, Query
 
 ROOT = Path(__file__).resolve().parents[1]
 Done = dict[str, Any]
@@ -55,8 +55,10 @@ def main() -> None:
             raise SystemExit(f"{options.json} is of other weights: {done['weights']}.")
 
         def step(name: str, ids: Iterable[str], work: Callable[[str], Any]) -> None:
-            """Do what is missing of a step; `work` gives the result for an id."""
-            kept = done.setdefault(name, {})
+            """Do what is missing of a step, such as `answers, ID`; `work` gives one result."""
+            kept = done
+            for key in name.split(", "):
+                kept = kept.setdefault(key, {})
             missing = [found for found in ids if found not in kept]
             for found in track(missing, name, console=console, disable=not console.is_terminal):
                 if time.monotonic() > limit:
@@ -99,28 +101,26 @@ def measure(api: endpoints.Endpoints, step: Callable[..., None], done: Done, ans
     store = QdrantDocumentStore(":memory:", embedding_dim=width, progress_bar=False)
     store.write_documents(chunks)
     pipeline = answering.query_pipeline(api, store, threshold=api.reranking.refusal_logit)
-    some = random.Random(16).sample(sorted(tested), answers)
-    for way in ways(next(iter(tested.values())), ""):
+    for name in random.Random(16).sample(sorted(tested), answers):
+        query = tested[name]
+        (quote,) = query.evidence
 
-        def answer(name: str, way: str = way) -> dict[str, Any]:
-            query = tested[name]
-            (quote,) = query.evidence
-            text = ways(query, done["rewritten"][name])[way]
+        def answer(way: str, query: FollowUp = query, quote: Evidence = quote) -> Done:
+            text = ways(query, done["rewritten"][query.id])[way]
             given = {
                 "text_embedder": {"text": text},
                 "ranker": {"query": text},
                 # Of joined questions the chat model may answer the first.
                 "prompt_builder": {"question": query.question if way == "joined" else text},
             }
-            result = pipeline.run(given, include_outputs_from={"ranker"})
-            found = answering.answer_of(text, result)
+            found = answering.answer_of(text, pipeline.run(given, include_outputs_from={"ranker"}))
             shown = any(
                 corpus.relevant(chunk.content or "", quote, chunk.meta["document"])
                 for chunk in found.sources
             )
             return {"answer": found.text, "shown": shown}
 
-        step(f"answers, {way}", some, answer)
+        step(f"answers, {name}", ways(query, ""), answer)
 
 
 def earlier(query: FollowUp) -> list[str]:

@@ -85,10 +85,10 @@ def test_what_the_benchmark_stored_is_whole() -> None:
     two = {q.id for q in COMPANY.split("test") if q.kind == "two-documents"}
     assert two < set(stored["parts"])
     assert len(stored["parts"]) == 2 * len(two)
-    asked = set(stored["answers, joined"])
-    assert asked <= ids and len(asked) == 30
-    for way in ("alone", "rewritten", "by hand"):
-        assert set(stored[f"answers, {way}"]) == asked
+    assert len(stored["answers"]) >= 20
+    assert set(stored["answers"]) <= ids
+    for answers in stored["answers"].values():
+        assert set(answers) == {"alone", "joined", "rewritten", "by hand"}
 
 
 def test_a_malformed_turn_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
