@@ -1,12 +1,12 @@
 """What is searched for in the place of a follow-up, or of a question on two documents.
 
     python benchmarks/conversations.py [--json data/conversations/measured.json]
-                                       [--answers 30] [--minutes N]
+                                       [--answers N] [--minutes N]
 
 rewritten   every follow-up of test, by the chat model and the prompt `REWRITE`
 parts       every question of test on two documents, and as many on one, by the prompt `DECOMPOSE`
-answers     the service's pipeline on some follow-ups of test, asked in four ways: the chat model's
-            answer, and whether the quote is in the three chunks that it was shown
+answers     where wanted, the served pipeline on N follow-ups of test, asked in four ways: the chat
+            model's answer, and whether the quote is in the three chunks that it was shown
 
 The file is written after each question; a run that was stopped goes on where it was. Recipe 16
 shows it, and searches by the vectors for what is in it. The endpoints are those that
@@ -44,7 +44,7 @@ def main() -> None:
     """Measure what is missing in the file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", type=Path, default=ROOT / "data/conversations/measured.json")
-    parser.add_argument("--answers", type=int, default=30, help="follow-ups that are answered")
+    parser.add_argument("--answers", type=int, default=0, help="follow-ups that are answered")
     parser.add_argument("--minutes", type=float, default=600, help="stop after so many")
     options = parser.parse_args()
     done: Done = json.loads(options.json.read_text("utf-8")) if options.json.is_file() else {}

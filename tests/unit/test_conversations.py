@@ -85,10 +85,6 @@ def test_what_the_benchmark_stored_is_whole() -> None:
     two = {q.id for q in COMPANY.split("test") if q.kind == "two-documents"}
     assert two < set(stored["parts"])
     assert len(stored["parts"]) == 2 * len(two)
-    assert len(stored["answers"]) >= 20
-    assert set(stored["answers"]) <= ids
-    for answers in stored["answers"].values():
-        assert set(answers) == {"alone", "joined", "rewritten", "by hand"}
 
 
 def test_a_malformed_turn_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
