@@ -100,7 +100,7 @@ def ratio_rows(
     ours: str,
     targets: Mapping[str, float | None],
 ) -> list[Row]:
-    """Return a row for each of the others: the ratios of the pairs of rounds.
+    """Return a row for each of the others, and show its ratio: those of the pairs of rounds.
 
     Args:
         case: What was measured, in columns that all rows share.
@@ -108,18 +108,13 @@ def ratio_rows(
         ours: Whose rate is divided by that of the others.
         targets: The least median that is wanted, by the other's name; None for none.
     """
-    return [
-        {
-            **case,
-            "what": ours,
-            "against": other,
-            "what/s": spread(rates[ours]),
-            "against/s": spread(rates[other]),
-            "ratio": spread([a / b for a, b in zip(rates[ours], rates[other], strict=True)]),
-            "target": target,
-        }
-        for other, target in targets.items()
-    ]
+    rows: list[Row] = []
+    for other, target in targets.items():
+        ratio = spread([a / b for a, b in zip(rates[ours], rates[other], strict=True)])
+        pair = {"what/s": spread(rates[ours]), "against/s": spread(rates[other]), "ratio": ratio}
+        say(f"    / {other}: {pair}")
+        rows.append({**case, "what": ours, "against": other, **pair, "target": target})
+    return rows
 
 
 def say(text: str) -> None:
