@@ -279,31 +279,34 @@ def test_the_openai_client_streams_an_answer_with_its_source(chat: openai.OpenAI
     assert chunks[-2].model_extra["sources"][0]["document"] == "handbook-021"
 
 
-FIRST = "How many tips should a Dipper's counter show after the calibration bottle has run through?"
+FIRST = "How thick must clear ice on a reservoir be before anyone walks on it?"
 TALK: Any = [
     {"role": "user", "content": FIRST},
-    {"role": "assistant", "content": "125 tips.\n\nSources:\n- [1] handbook-017.md"},
-    {"role": "user", "content": "How long does that take?"},
+    {"role": "assistant", "content": "14 cm.\n\nSources:\n- [1] handbook-021.md"},
+    {"role": "user", "content": QUESTION},
 ]
 
 
-def test_a_follow_up_finds_what_the_conversation_is_about(chat: openai.OpenAI) -> None:
-    alone = chat.chat.completions.create(model="ask", messages=TALK[-1:])
+def test_what_is_found_for_a_follow_up_is_what_the_joined_questions_find(
+    chat: openai.OpenAI, client: httpx.Client
+) -> None:
     done = chat.chat.completions.create(model="ask", messages=TALK)
-    assert alone.model_extra and "conversation" not in alone.model_extra
-    assert all("35 minutes" not in one["text"] for one in alone.model_extra["sources"])
+    both = f"{FIRST} {QUESTION}"
     assert done.model_extra
     assert done.model_extra["conversation"] == {
-        "searched_for": f"{FIRST} How long does that take?", "looked_at": 1, "forgotten": 0,
+        "searched_for": both, "looked_at": 1, "forgotten": 0,
     }  # fmt: skip
-    assert "35 minutes" in done.model_extra["sources"][0]["text"]
+    found = client.post("/search/run", json={"question": both, "top_k": TOP_K}).json()["result"]
+    assert [one["text"] for one in done.model_extra["sources"]] == [
+        one["text"] for one in found["sources"]
+    ]
 
 
 def test_what_is_forgotten_of_a_streamed_conversation_is_said(chat: openai.OpenAI) -> None:
     older: Any = [
         {"role": role, "content": text}
         for n in range(3)
-        for role, text in (("user", f"Where is room {n}?"), ("assistant", "Upstairs."))
+        for role, text in (("user", f"What is said of ice, part {n}?"), ("assistant", "Nothing."))
     ]
     stream = chat.chat.completions.create(model="ask", messages=[*older, *TALK], stream=True)
     chunks = list(stream)
@@ -315,9 +318,9 @@ def test_what_is_forgotten_of_a_streamed_conversation_is_said(chat: openai.OpenA
 
 
 def test_a_follow_up_is_rewritten_where_that_is_set(
-    services: LocalServices, servers: Servers
+    services: LocalServices, default_server: Servers
 ) -> None:
-    settings = environment(services, servers, COOKBOOK_FOLLOW_UPS="rewritten")
+    settings = environment(services, default_server, COOKBOOK_FOLLOW_UPS="rewritten")
     with running(services, settings) as rewriting:
         asked = openai.OpenAI(base_url=f"{rewriting.url}/v1", api_key=TOKEN, max_retries=0)
         done = asked.chat.completions.create(model="ask", messages=TALK)
