@@ -29,7 +29,7 @@ pytestmark = [
 ]
 
 QUESTION = "Under which number are hand warmers ordered?"
-FOLLOW_UP = "And what is ordered under it?"
+FOLLOW_UP = "And how thick must the ice be?"
 ANSWER, SOURCE, TITLE = "WX-77", "handbook-021", "Winter visits and work near ice"
 # Where a notebook's picture is wanted; otherwise beside the test's other files.
 SCREENSHOT = "COOKBOOK_SCREENSHOT"
