@@ -48,7 +48,7 @@ def scanned(source: Source) -> Image.Image:
 
 
 def solar(axes: Axes) -> None:
-    yields = [2.5, 4.2, 10.4, 10.8, 18.3, 18.1, 19.0, 17.0, 11.9, 7.1, 3.2, 2.2]
+    yields = [2.4, 5.0, 8.3, 11.4, 16.3, 17.0, 17.0, 14.4, 10.5, 7.4, 3.9, 2.6]
     bars = axes.bar(list("JFMAMJJASOND"[i] + " " * i for i in range(12)), yields, color=INK)
     bars[4].set(hatch="//", facecolor="white", edgecolor=INK)
     axes.set_ylabel("MWh")
@@ -75,6 +75,7 @@ def scatter(axes: Axes) -> None:
     random = np.random.default_rng(2)
     staff = random.uniform(0.6, 3.8, 118)
     off = random.normal(0, 0.02, 118) * np.where(staff > 2, 4, 1)
+    off *= 0.19 / abs(off).max()
     axes.plot([0.5, 4], [0.5, 4], color="#999999")
     axes.plot(staff, staff + off, ".", color=INK)
     far = np.argsort(-abs(off))[:7]
