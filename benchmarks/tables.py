@@ -3,9 +3,9 @@
     python benchmarks/tables.py [--out data/tables/answers.json]
 
 Runs the recipe's own cells up to its function `answer`, and asks each of the 48 test questions with
-the chunks of either way: about three minutes on two cores. What was answered is kept in the file after
-each question, and the recipe judges it; a run that was stopped goes on where it ended. Delete the file
-to ask anew.
+the chunks of either way: about three minutes on two cores. What was answered is kept in the file
+after each question, and the recipe judges it; a run that was stopped goes on where it ended. Delete
+the file to ask anew.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def main() -> None:
     for number, query in enumerate(names["test"]):
         if query.id not in stored["answers"]:
             stored["answers"][query.id] = {
-                way: names["answer"](query, lists[number]) for way, lists in names["nearest"].items()
+                way: names["answer"](query, lists[number])
+                for way, lists in names["nearest"].items()
             }
             out.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", "utf-8")
         print(query.id, query.answers[0], stored["answers"][query.id], sep=" | ", flush=True)

@@ -2,8 +2,8 @@
 
 Run it as `make pdfs` after a change to a source with `format: pdf`, and commit both. The same
 source gives the same bytes, with any platform and Python: only the fonts that every PDF reader has,
-no compression, dates from the source, and pictures (`tools/make_pictures.py`) as the JPEG files that
-they are. `--check` writes nothing and tells what differs.
+no compression, dates from the source, and pictures (`tools/make_pictures.py`) as the JPEG files
+that they are. `--check` writes nothing and tells what differs.
 """
 
 from __future__ import annotations

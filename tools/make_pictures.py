@@ -1,8 +1,8 @@
 """Draw the pictures of data/tables: the figures, and the pages that a scanner would make.
 
 Run it by hand after a change, then `make pdfs`: JPEG encoders differ, so the pictures are committed
-and only the PDFs are rebuilt byte for byte. A scan is the page of its Markdown, drawn at 150 dots an
-inch, turned by a degree or less, blurred, unevenly lit and noisy, all from a fixed seed.
+and only the PDFs are rebuilt byte for byte. A scan is the page of its Markdown, drawn at 150 dots
+an inch, turned by a degree or less, blurred, unevenly lit and noisy, all from a fixed seed.
 
 It needs matplotlib and pypdfium2, which the extras `measure` and `tables` bring.
 """
@@ -40,7 +40,8 @@ def scanned(source: Source) -> Image.Image:
     page = pypdfium2.PdfDocument(bytes(paper.output()))[0]
     image = page.render(scale=DPI / 72, grayscale=True).to_pil()
     random = np.random.default_rng(zlib.crc32(source.id.encode()))
-    image = image.rotate(random.uniform(0.4, 1.0) * random.choice([-1, 1]), Image.BICUBIC, fillcolor=255)
+    degrees = random.uniform(0.4, 1.0) * random.choice([-1, 1])
+    image = image.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=255)
     pixels = np.asarray(image.filter(ImageFilter.GaussianBlur(0.8)), dtype=float)
     across = np.linspace(0, 1, pixels.shape[1])
     pixels = 40 + pixels * 0.78 - 25 * across + random.normal(0, 7, pixels.shape)

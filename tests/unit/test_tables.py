@@ -1,4 +1,4 @@
-"""The papers with tables, figures and scans: they are what their sources give, and can be judged."""
+"""The papers with tables, figures and scans are what their sources give, and can be judged."""
 
 from __future__ import annotations
 
