@@ -3,15 +3,16 @@
     python benchmarks/tables.py [--out data/tables/answers.json]
 
 Runs the recipe's own cells up to its function `answer`, and asks each of the 48 test questions with
-the chunks of either way: about three minutes on two cores. What was answered is kept in the file
-after each question, and the recipe judges it; a run that was stopped goes on where it ended. Delete
-the file to ask anew.
+the chunks of either way, in an order drawn by a seed: about three minutes on two cores. What was
+answered is kept in the file after each question, and the recipe judges it; a run that was stopped
+goes on where it ended. Delete the file to ask anew.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ def main() -> None:
     names = recipe()
     stored = json.loads(out.read_text("utf-8")) if out.exists() else {"answers": {}}
     stored |= {"weights": names["nim"].chat.weights, "date": f"{datetime.now(UTC):%Y-%m-%d}"}
-    for number, query in enumerate(names["test"]):
+    test = list(enumerate(names["test"]))
+    for number, query in random.Random(18).sample(test, len(test)):
         if query.id not in stored["answers"]:
             stored["answers"][query.id] = {
                 way: names["answer"](query, lists[number])
