@@ -106,6 +106,7 @@ notebooks: setup ## Execute the recipes and store their outputs in notebooks/
 
 pdfs: setup-dev ## Build the company's PDFs from their Markdown
 	@$(BIN)/python tools/make_pdfs.py
+	@$(BIN)/python tools/make_pdfs.py --folder data/tables
 
 screenshot: setup-dev ## Drive the chat page in Chromium and keep its picture for recipe 11
 	@COOKBOOK_SCREENSHOT=$(CURDIR)/data/serving/chat-page.png $(BIN)/python -m pytest tests/contract/test_chat_page.py
