@@ -21,7 +21,6 @@ from haystack.components.retrievers.in_memory import (
     InMemoryEmbeddingRetriever,
 )
 from haystack.components.writers import DocumentWriter
-from haystack.core.component.types import Variadic
 from haystack.dataclasses import ChatMessage
 from haystack.document_stores.in_memory import InMemoryDocumentStore
 from haystack.document_stores.types import DuplicatePolicy
@@ -191,10 +190,10 @@ class RankFusion:
         self.k, self.top_k = k, top_k
 
     @component.output_types(documents=list[Document])
-    def run(self, documents: Variadic[list[Document]]) -> dict[str, list[Document]]:
-        """Return the best documents of the lists, best first."""
-        held = {document.id: document for ranking in documents for document in ranking}
-        scores = fused([[d.id for d in ranking] for ranking in documents], self.k)
+    def run(self, vectors: list[Document], keywords: list[Document]) -> dict[str, list[Document]]:
+        """Return the best documents of two ranked lists, best first."""
+        held = {document.id: document for document in (*keywords, *vectors)}
+        scores = fused([[d.id for d in ranking] for ranking in (vectors, keywords)], self.k)
         best = itertools.islice(scores.items(), self.top_k)
         return {"documents": [replace(held[name], score=score) for name, score in best]}
 
@@ -304,8 +303,8 @@ def query_pipeline(
     last = searches[0]
     if design.search == "hybrid":
         pipeline.add_component("joiner", RankFusion(design.fusion, wanted))
-        for name in searches:
-            pipeline.connect(f"{name}.documents", "joiner.documents")
+        pipeline.connect("retriever.documents", "joiner.vectors")
+        pipeline.connect("keywords.documents", "joiner.keywords")
         last = "joiner"
     if design.depth:
         ranker = NvidiaRanker(
@@ -324,3 +323,21 @@ def query_pipeline(
     pipeline.connect("router.sources", "prompt_builder.documents")
     pipeline.connect("prompt_builder.prompt", "generator.messages")
     return pipeline
+
+
+def save(design: Design, grid: Grid, api: Endpoints, folder: Path) -> None:
+    """Write a design as the query service's files: indexing.yaml, ask.yaml and search.yaml.
+
+    They hold no key and no chunks. `rag_service.pipelines.load` points them at the endpoints and
+    the store of an installation; `COOKBOOK_PIPELINES` names the folder.
+    """
+    store = InMemoryDocumentStore(embedding_similarity_function="cosine")
+    ask = query_pipeline(design, grid, api, store)
+    search = query_pipeline(design, grid, api, store)
+    for step in ("generator", "prompt_builder", "router"):
+        search.remove_component(step)
+    made = {"indexing": indexing_pipeline(design, api, store), "ask": ask, "search": search}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, pipeline in made.items():
+        text = f"# {design}, top_k {design.top_k}: the winner of a sweep.\n{pipeline.dumps()}"
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")

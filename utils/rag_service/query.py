@@ -31,6 +31,7 @@ from haystack.document_stores.types import DocumentStore
 from haystack.errors import FilterError
 from pydantic import BaseModel, Field
 
+from nim_cookbook import answering
 from nim_cookbook.answering import Answer, answer_of, citation, no_answer, page
 from nim_cookbook.endpoints import Endpoints, connect
 from nim_cookbook.errors import ConfigurationError, CookbookError, causes
@@ -49,6 +50,7 @@ FileId = Annotated[str, fastapi.Path(pattern=r"^file-[0-9a-f]{32}$")]
 #: Threads for the calls that cannot be awaited, per process: as many requests wait on NVIDIA's
 #: embedder and ranker at the same time. Python's own default is four more than there are cores.
 THREADS = 64
+FINDING = set(answering.FINDING)
 #: Longest question in characters; the rest of a conversation is not sent to the models.
 QUESTION_LENGTH = 4000
 
@@ -197,9 +199,9 @@ class Ask(BasePipelineWrapper):
             HTTPException: 422 for the question or the filters, 502 for a model that does not answer
                 or whose answer is empty or cut off.
         """
-        with_question = inputs(question, filters)
+        given = inputs(self.pipeline, question, filters)
         try:
-            result = await self.pipeline.run_async(with_question, include_outputs_from={"ranker"})
+            result = await self.pipeline.run_async(given, include_outputs_from=FINDING)
         except Exception as error:
             raise as_http(error) from error
         return self._reply(answer_of(question, result))
@@ -214,7 +216,7 @@ class Ask(BasePipelineWrapper):
         """
         question = last_question(messages)
         if body.get("stream"):
-            return self._stream(model, question, inputs(question))
+            return self._stream(model, question, inputs(self.pipeline, question))
         reply = await self.run_api_async(question)
         message = Message(role="assistant", content=reply.answer + listing(reply.sources))
         finish = reply.finish_reason or "stop"  # a refusal is a whole answer
@@ -239,7 +241,7 @@ class Ask(BasePipelineWrapper):
             running = async_streaming_generator(
                 pipeline=self.pipeline,
                 pipeline_run_args=given,
-                include_outputs_from={"ranker"},
+                include_outputs_from=FINDING,
                 on_pipeline_end=results.append,
             )
             async with aclosing(running):  # a reader who leaves ends the run
@@ -315,7 +317,8 @@ class AskSync(BasePipelineWrapper):
 
     def run_api(self, question: str) -> str:
         """Answer a question from the indexed documents."""
-        result = self.pipeline.run(inputs(question), include_outputs_from={"ranker"})
+        given = inputs(self.pipeline, question)
+        result = self.pipeline.run(given, include_outputs_from=FINDING)
         return answer_of(question, result).text
 
 
@@ -337,10 +340,11 @@ class Search(BasePipelineWrapper):
             filters: Which chunks may be found, as Haystack writes filters.
         """
         try:
-            result = await self.pipeline.run_async(search_inputs(question, top_k, filters))
+            given = inputs(self.pipeline, question, filters, top_k)
+            result = await self.pipeline.run_async(given, include_outputs_from=FINDING)
         except Exception as error:
             raise as_http(error) from error
-        return Found(sources=[source(chunk) for chunk in result["ranker"]["documents"]])
+        return Found(sources=[source(chunk) for chunk in answering.found(result)[:top_k]])
 
 
 class SearchSync(BasePipelineWrapper):
@@ -352,20 +356,27 @@ class SearchSync(BasePipelineWrapper):
 
     def run_api(self, question: str, top_k: int = 5) -> list[str]:
         """Find the chunks that a question is about."""
-        result = self.pipeline.run(search_inputs(question, top_k))
-        return [citation(chunk) for chunk in result["ranker"]["documents"]]
+        given = inputs(self.pipeline, question, top_k=top_k)
+        result = self.pipeline.run(given, include_outputs_from=FINDING)
+        return [citation(chunk) for chunk in answering.found(result)[:top_k]]
 
 
-def inputs(question: str, filters: Filters | Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the inputs of the `ask` pipeline.
+def inputs(
+    pipeline: Pipeline,
+    question: str,
+    filters: Filters | Mapping[str, Any] | None = None,
+    top_k: int | None = None,
+) -> dict[str, Any]:
+    """Return the inputs of a pipeline, `ask` or `search`, whichever steps it has.
 
     Raises:
         HTTPException: 422, as for `search_inputs`.
     """
-    return {
-        **search_inputs(question, None, filters),
-        "prompt_builder": {"question": question.strip()},
-    }
+    search_inputs(question, top_k, filters)
+    given = answering.inputs(pipeline, question.strip(), as_haystack(filters))
+    if top_k and "ranker" in given:
+        given["ranker"]["top_k"] = top_k
+    return given
 
 
 def search_inputs(
@@ -373,7 +384,7 @@ def search_inputs(
     top_k: int | None = None,
     filters: Filters | Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the inputs of the `search` pipeline.
+    """Return the inputs of the packaged `search` pipeline.
 
     Raises:
         HTTPException: 422, the question is empty, too long or no Unicode, or `top_k` is out of
