@@ -118,7 +118,7 @@ def test_a_knob_that_is_not_used_makes_no_design():
     ("text", "says"),
     [
         ("[knobs", "is no TOML"),
-        ("[knobs]\ntitle = [true]", "knobs.split: Field required"),
+        ("[knobs]\ntitle = [true]", "knobs.split': Field required"),
         ('[knobs]\nsplit = ["100 sentences"]', "knobs.split.0"),
         ("[knobs]\nsplit = []", "knobs.split is empty"),
         ('[knobs]\nsplit = ["9 words"]\nsearch = ["bm25"]', "not 'bm25'"),

@@ -16,7 +16,7 @@ import json
 import random
 import sqlite3
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -197,7 +197,7 @@ class Sweep:
         self._indexes: dict[tuple[object, ...], Index] = {}
         self._vectors: dict[tuple[str, str], npt.NDArray[np.float32]] = {}
         self._todo: Counter[str] = Counter()  # how much is left, as far as is known
-        self._spent: Counter[str] = Counter()
+        self._spent: dict[str, float] = defaultdict(float)
         self._times: dict[str, list[float]] = {"question": [], "search": [], "pair": []}
 
     # -------------------------------------------------------------------------------- the parts
@@ -253,11 +253,11 @@ class Sweep:
             embedder = designs.document_embedder(design, self._api)
             for start in range(0, len(missing), BATCH):
                 some = missing[start : start + BATCH]
-                with self._timed("chunk", len(some)):
-                    texts = [Document(content=chunks[name].content) for name in some]
-                    done = embedder.run(texts)["documents"]
+                texts = [Document(content=chunks[name].content) for name in some]
+                start_time = time.perf_counter()
+                done = embedder.run(texts)["documents"]
                 new = {name: d.embedding for name, d in zip(some, done, strict=True)}
-                self.cache.put(new)
+                self._keep("chunk", len(some), time.perf_counter() - start_time, new)
                 held |= new
             self._vectors[known] = _unit([held[name] for name in names])
         return self._vectors[known]
@@ -266,10 +266,11 @@ class Sweep:
         model = self._model(self._api.embedding, design.embedder)
         name = name_of("question", model, query.question)
         if (kept := self.cache.get(name)) is None:
-            with self._timed("question", 1) as took:
-                vector = designs.text_embedder(design, self._api).run(query.question)["embedding"]
-            kept = [took(), vector]
-            self.cache.put({name: kept})
+            embedder = designs.text_embedder(design, self._api)
+            start = time.perf_counter()
+            vector = embedder.run(query.question)["embedding"]
+            kept = [time.perf_counter() - start, vector]
+            self._keep("question", 1, kept[0], {name: kept})
         self._times["question"].append(kept[0])
         return _unit([kept[1]])[0]
 
@@ -327,11 +328,12 @@ class Sweep:
         for query, pairs in missing.items():
             if not pairs:
                 continue
-            with self._timed("pair", len(pairs)) as took:
-                texts = [Document(id=name, content=text) for name, text in pairs.items()]
-                ranked = self._ranker.run(query.question, texts, top_k=len(texts))["documents"]
-            each = took() / len(pairs)
-            self.cache.put({d.id: [d.score, each] for d in ranked})
+            texts = [Document(id=name, content=text) for name, text in pairs.items()]
+            start = time.perf_counter()
+            ranked = self._ranker.run(query.question, texts, top_k=len(texts))["documents"]
+            seconds = time.perf_counter() - start
+            new = {d.id: [d.score, seconds / len(pairs)] for d in ranked}
+            self._keep("pair", len(pairs), seconds, new)
 
     @cached_property
     def _ranker(self) -> NvidiaRanker:
@@ -387,10 +389,10 @@ class Sweep:
             said = [message.text for message in prompt]
             name = name_of("answer", model, generator.generation_kwargs, said)
             if (kept := self.cache.get(name)) is None:
-                with self._timed("answer", 1) as took:
-                    reply = generator.run(prompt)["replies"][0]
-                kept = [took(), answering.answer_text(reply)]
-                self.cache.put({name: kept})
+                start = time.perf_counter()
+                reply = generator.run(prompt)["replies"][0]
+                kept = [time.perf_counter() - start, answering.answer_text(reply)]
+                self._keep("answer", 1, kept[0], {name: kept})
             times.append(kept[0])
             texts.append(kept[1])
             shown.append([document.content or "" for document in documents])
@@ -427,11 +429,17 @@ class Sweep:
             running = running[:size]
             results |= {m.design: m for m in self.measure(running, some)}
             running.sort(key=lambda d: -results[d].quality.mean())
+        self._todo.clear()
         return sorted(results.values(), key=lambda m: (-len(m.quality), -m.quality.mean()))
 
     def answers(self, finalists: Sequence[Measured]) -> list[Answered]:
-        """Let the finalists answer dev questions; the best first, by token F1."""
+        """Let the finalists answer dev questions; the best first, by token F1.
+
+        Where no question has a reference there is nothing to compare, and the list is empty.
+        """
         some = self._asked(self.dev)
+        if not some:
+            return []
         answered = [self.answer(m.design, some) for m in finalists[: self.grid.race.finalists]]
         return sorted(answered, key=lambda a: -a.f1.mean())
 
@@ -450,6 +458,8 @@ class Sweep:
     def answer_knobs(self, winner: Design) -> dict[str, Difference]:
         """Return the same for the knobs of the answer, in token F1."""
         some = self._asked(self.dev)
+        if not some:
+            return {}
         own = self.answer(winner, some)
         return {
             what: paired_bootstrap(self.answer(other, some).f1, own.f1)
@@ -514,8 +524,13 @@ class Sweep:
             splits = min(len(places), race.first_stages)
             self._todo["pair"] = int(questions * splits * depth * 1.2)
 
-    def _timed(self, what: str, number: int) -> _Timed:
-        return _Timed(self, what, number)
+    def _keep(self, what: str, number: int, seconds: float, values: Mapping[str, object]) -> None:
+        """Keep what a call of an endpoint gave, count it, and report."""
+        self.cache.put(values)
+        self.computed[what] += number
+        self._spent[what] += seconds
+        self._todo[what] -= number
+        self._report(f"{self.computed[what]} {what}s", self._left())
 
     def _left(self) -> float:
         """Return the seconds that are left, as far as is known."""
@@ -524,26 +539,6 @@ class Sweep:
             * (self._spent[what] / self.computed[what] if self.computed[what] else USUAL[what])
             for what, number in self._todo.items()
         )
-
-
-class _Timed:
-    """Counts and times one call of an endpoint."""
-
-    def __init__(self, sweep: Sweep, what: str, number: int) -> None:
-        self._sweep, self._what, self._number = sweep, what, number
-
-    def __enter__(self) -> Callable[[], float]:
-        self._start = time.perf_counter()
-        return lambda: self._seconds
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._seconds = time.perf_counter() - self._start
-        if kind is None:
-            sweep = self._sweep
-            sweep.computed[self._what] += self._number
-            sweep._spent[self._what] += self._seconds  # type: ignore[assignment]
-            sweep._todo[self._what] -= self._number
-            sweep._report(f"{sweep.computed[self._what]} {self._what}s", sweep._left())
 
 
 def _rungs(first: int, last: int, number: int) -> Iterator[int]:
