@@ -200,7 +200,7 @@ def inputs(
         filters: See `ask`.
     """
     chosen = {"filters": dict(filters) if filters else None}
-    given = {
+    given: dict[str, dict[str, Any]] = {
         "text_embedder": {"text": question},
         "retriever": chosen,
         "keywords": {"query": question, **chosen},

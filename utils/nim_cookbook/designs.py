@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from haystack import Document, Pipeline, component
 from haystack.components.builders import ChatPromptBuilder
@@ -75,10 +75,11 @@ class Design:
         return f"{self.split}{lap}, {title}, {self.search}{fused}, {reranked}{other}"
 
     @property
-    def splitting(self) -> tuple[str, int, int]:
-        """Haystack's unit, and the length and overlap of a chunk in it."""
+    def splitting(self) -> tuple[int, int, indexing.Unit]:
+        """The length of a chunk, its overlap, and the unit of both."""
         length, unit = self.split.split()
-        return unit.rstrip("s"), int(length), int(length) * self.overlap // 100
+        lap = int(length) * self.overlap // 100
+        return int(length), lap, cast(indexing.Unit, unit.rstrip("s"))
 
     @property
     def first_stage(self) -> Design:
@@ -267,8 +268,7 @@ def indexing_pipeline(design: Design, api: Endpoints, store: InMemoryDocumentSto
 
     Inputs `router.sources` and `router.meta`.
     """
-    unit, length, overlap = design.splitting
-    pipeline = indexing.preparation(length, overlap, unit)
+    pipeline = indexing.preparation(*design.splitting)
     last = "title"
     if not design.title:
         pipeline.remove_component("title")

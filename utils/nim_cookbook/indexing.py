@@ -47,6 +47,7 @@ from nim_cookbook.endpoints import Endpoint
 from nim_cookbook.errors import DataError
 from nim_cookbook.markup import split_front_matter
 
+Unit = Literal["word", "line", "passage", "page"]
 Status = Literal["added", "changed", "unchanged", "removed", "skipped"]
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
@@ -191,7 +192,7 @@ class TitleLine:
 def preparation(
     split_length: int = SPLIT_LENGTH,
     split_overlap: int = SPLIT_OVERLAP,
-    split_by: Literal["word", "line", "passage", "page"] = "word",
+    split_by: Unit = "word",
 ) -> Pipeline:
     """Return the pipeline from files to chunks; recipe 03 builds it for PDF files.
 

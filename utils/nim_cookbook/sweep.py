@@ -217,8 +217,7 @@ class Sweep:
         return self._indexes[known]
 
     def _chunks(self, file: SourceFile, design: Design) -> list[Document]:
-        unit, length, overlap = design.splitting
-        pipeline = indexing.preparation(length, overlap, unit)  # type: ignore[arg-type]
+        pipeline = indexing.preparation(*design.splitting)
         settings = name_of(pipeline.dumps(), version("haystack-ai"))
         try:
             fingerprint = indexing.fingerprint(file, settings)
@@ -255,7 +254,7 @@ class Sweep:
                 some = missing[start : start + BATCH]
                 texts = [Document(content=chunks[name].content) for name in some]
                 start_time = time.perf_counter()
-                done = embedder.run(texts)["documents"]
+                done: Any = embedder.run(texts)["documents"]
                 new = {name: d.embedding for name, d in zip(some, done, strict=True)}
                 self._keep("chunk", len(some), time.perf_counter() - start_time, new)
                 held |= new
@@ -268,11 +267,12 @@ class Sweep:
         if (kept := self.cache.get(name)) is None:
             embedder = designs.text_embedder(design, self._api)
             start = time.perf_counter()
-            vector = embedder.run(query.question)["embedding"]
-            kept = [time.perf_counter() - start, vector]
+            embedding = embedder.run(query.question)["embedding"]
+            kept = [time.perf_counter() - start, embedding]
             self._keep("question", 1, kept[0], {name: kept})
         self._times["question"].append(kept[0])
-        return _unit([kept[1]])[0]
+        vector: npt.NDArray[np.float32] = _unit([kept[1]])[0]
+        return vector
 
     def _search(self, design: Design, query: Query, how: str) -> list[int]:
         """Return the places of the chunks that one search finds, best first."""
@@ -290,8 +290,8 @@ class Sweep:
             kept = [time.perf_counter() - start, found]
             self.cache.put({name: kept})
         self._times["search"].append(kept[0])
-        found = kept[1]
-        return found
+        places: list[int] = kept[1]
+        return places
 
     def first_stage(self, design: Design, query: Query) -> list[int]:
         """Return the places of the chunks that a design finds before the reranker, best first."""
