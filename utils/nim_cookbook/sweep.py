@@ -404,7 +404,7 @@ class Sweep:
         """Measure all designs of the grid on the dev questions, the reranked ones by halving.
 
         Args:
-            queries: The questions of the reranked designs; None for all of dev.
+            queries: The questions; None for all of dev.
 
         Returns:
             The designs, those with the most questions first, then by nDCG@10. A design that was
@@ -417,7 +417,7 @@ class Sweep:
         queries = list(self.dev if queries is None else queries)
         stages = list(dict.fromkeys(design.first_stage for design in all_designs))
         self._expect(stages, len(queries))
-        found = {m.design: m for m in self.measure(stages, self.dev)}
+        found = {m.design: m for m in self.measure(stages, queries)}
         self._check()
         best = sorted(stages, key=lambda d: -found[d].scores.values[RECALL].mean())
         kept = set(best[: race.first_stages])
