@@ -28,6 +28,7 @@ FACTS = {
     "raft.md": "The raft lies at the third buoy and carries two lanterns.",
     "lamp.md": "The lamp on the north pier burns green from October to May.",
 }
+SHORT = "# The dog\n\nThe dog is Rex.\n"  # one chunk, however it is split
 ASKED = {
     "kettle.md": ("When is the kettle descaled?", "first Monday of March"),
     "owl.md": ("What is the owl called?", "Bernard"),
@@ -69,6 +70,7 @@ def folder(tmp_path: Path) -> Path:
     for name, fact in FACTS.items():
         title = name.removesuffix(".md")
         (place / name).write_text(f"# The {title}\n\n{'Nothing else. ' * 4}{fact}\n")
+    (place / "dog.md").write_text(SHORT)
     return place
 
 

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from haystack import Document
+from haystack import Document, Pipeline
 from haystack.components.retrievers.in_memory import InMemoryBM25Retriever
 from haystack.document_stores.in_memory import InMemoryDocumentStore
 from haystack.utils import Secret
@@ -210,15 +210,17 @@ class Sweep:
         """
         known = (design.split, design.overlap, design.title)
         if known not in self._indexes:
-            chunks = [c for file in self._files for c in self._chunks(file, design)]
+            pipeline = indexing.preparation(*design.splitting)
+            settings = name_of(pipeline.dumps(), version("haystack-ai"))
+            chunks = [c for file in self._files for c in self._chunks(file, pipeline, settings)]
+            if not design.title:
+                chunks = [replace(c, content=_untitled(c)) for c in chunks]
             if not chunks:
                 raise DataError("None of the files gave any text: name another folder.")
             self._indexes[known] = Index(tuple(chunks))
         return self._indexes[known]
 
-    def _chunks(self, file: SourceFile, design: Design) -> list[Document]:
-        pipeline = indexing.preparation(*design.splitting)
-        settings = name_of(pipeline.dumps(), version("haystack-ai"))
+    def _chunks(self, file: SourceFile, pipeline: Pipeline, settings: str) -> list[Document]:
         try:
             fingerprint = indexing.fingerprint(file, settings)
         except OSError as error:
@@ -231,13 +233,7 @@ class Sweep:
             self.cache.put({name: kept})
         if kept["note"]:
             self.notes[file.document] = kept["note"]
-        chunks = [Document.from_dict(record) for record in kept["chunks"]]
-        if design.title:
-            return chunks
-        return [
-            replace(c, content=(c.content or "").removeprefix(f"{c.meta.get('title')}\n"))
-            for c in chunks
-        ]
+        return [Document.from_dict(record) for record in kept["chunks"]]
 
     def vectors(self, design: Design) -> npt.NDArray[np.float32]:
         """Return the unit vectors of a design's chunks, shape (chunks, width)."""
@@ -312,22 +308,23 @@ class Sweep:
         return name_of("logit", self._model(self._api.reranking), query.question, text)
 
     def rerank(self, some: Iterable[Design], queries: Sequence[Query]) -> None:
-        """Score what the designs show to the reranker, each pair of question and chunk once."""
-        wanted: dict[Query, dict[str, str]] = {}
+        """Score what the designs show to the reranker, each pair of question and chunk once.
+
+        One call holds a question and chunks of one splitting, whose pairs take about as long.
+        """
+        missing: dict[tuple[str, Query], dict[str, str]] = defaultdict(dict)
+        seen = set()
         for design in some:
-            chunks = self.index(design).chunks
+            index = self.index(design)
             for query in queries if design.depth else ():
                 for place in self.first_stage(design, query)[: design.depth]:
-                    text = chunks[place].content or ""
-                    wanted.setdefault(query, {})[self._pair(design, query, place)] = text
-        missing = {
-            query: {name: text for name, text in pairs.items() if self.cache.get(name) is None}
-            for query, pairs in wanted.items()
-        }
+                    name = self._pair(design, query, place)
+                    if name not in seen and self.cache.get(name) is None:
+                        seen.add(name)
+                        text = index.chunks[place].content or ""
+                        missing[index.name, query][name] = text
         self._todo["pair"] = max(self._todo["pair"], sum(map(len, missing.values())))
-        for query, pairs in missing.items():
-            if not pairs:
-                continue
+        for (_, query), pairs in missing.items():
             texts = [Document(id=name, content=text) for name, text in pairs.items()]
             start = time.perf_counter()
             ranked = self._ranker.run(query.question, texts, top_k=len(texts))["documents"]
@@ -546,6 +543,10 @@ def _rungs(first: int, last: int, number: int) -> Iterator[int]:
     for rung in range(number if first else 0):
         share = rung / (number - 1) if number > 1 else 1.0
         yield max(1, min(first, round(first * (min(last, first) / first) ** share)))
+
+
+def _untitled(chunk: Document) -> str:
+    return (chunk.content or "").removeprefix(f"{chunk.meta.get('title')}\n")
 
 
 def _unit(rows: Sequence[Sequence[float]]) -> npt.NDArray[np.float32]:
