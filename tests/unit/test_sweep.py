@@ -18,7 +18,8 @@ from nim_cookbook.data import Evidence, Query
 from nim_cookbook.designs import Design, Grid, Knobs, Race, load_grid
 from nim_cookbook.errors import DataError
 from nim_cookbook.folders import folder_files
-from nim_cookbook.sweep import Sweep, front, load_questions, with_test
+from nim_cookbook.questions import load_questions, with_test
+from nim_cookbook.sweep import Sweep, front
 from rag_service import pipelines, query
 from tests.unit.fake_models import ANSWER, KEY, KEY_VARIABLE, FakeModels, serving
 

@@ -20,10 +20,11 @@ from cookbook_cli.progress import LoggedProgress
 from nim_cookbook import designs
 from nim_cookbook.data import Query
 from nim_cookbook.errors import DataError
-from nim_cookbook.evaluation import Interval, bootstrap
+from nim_cookbook.evaluation import Interval, bootstrap, paired_bootstrap
 from nim_cookbook.folders import read_folder
 from nim_cookbook.models import ROLES
-from nim_cookbook.sweep import Answered, Measured, Sweep, front, load_questions, with_test
+from nim_cookbook.questions import load_questions, with_test
+from nim_cookbook.sweep import Answered, Measured, Sweep, front
 
 FEWEST = 10  # questions with relevant documents; with fewer every design looks alike
 
@@ -157,6 +158,9 @@ def _run(run: Sweep, bars: _Bars, top: int, console: Console) -> dict[str, Any]:
     both = [*map(_measured_row, tested), *map(_answered_row, test_answers)]
     _show(console, "Winner and baseline on the test questions", both[: len(tested)])
     _show(console, "Their answers", both[len(tested) :])
+    if len(tested) == 2:
+        difference = paired_bootstrap(*(m.quality for m in tested))
+        _say(console, f"Winner minus baseline, nDCG@10 on the test: {difference}.")
     if used > 1:
         _say(
             console,
@@ -176,6 +180,7 @@ def _run(run: Sweep, bars: _Bars, top: int, console: Console) -> dict[str, Any]:
         "knobs": {measure: {w: asdict(d) for w, d in f.items()} for measure, f in knobs.items()},
         "test": {
             "winners_confirmed": used,
+            "questions": [query.id for query in run.test],
             "retrieval": [_record(m, set()) for m in tested],
             "answers": [_answers(a) for a in test_answers],
             "kinds": [

@@ -11,10 +11,7 @@ Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimizati
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
-import sqlite3
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,7 +33,7 @@ from haystack_integrations.components.rankers.nvidia.truncate import RankerTrunc
 
 from nim_cookbook import answering, designs, indexing, local
 from nim_cookbook.corpus import relevant
-from nim_cookbook.data import Query, brief, numbered_records, validated
+from nim_cookbook.data import Query, brief
 from nim_cookbook.designs import ANSWER_KNOBS, LIST, Design, Grid
 from nim_cookbook.endpoints import Endpoint, Endpoints
 from nim_cookbook.errors import DataError
@@ -50,6 +47,7 @@ from nim_cookbook.evaluation import (
     score_retrieval,
 )
 from nim_cookbook.indexing import SourceFile
+from nim_cookbook.kept import Cache, name_of
 
 METRIC, RECALL = "ndcg@10", "recall@20"
 BATCH = 32  # chunks in one request: what an interruption loses
@@ -59,47 +57,6 @@ RETRIEVAL_KNOBS = tuple(f.name for f in fields(Design) if f.name not in ANSWER_K
 
 #: Called with what is being computed and the seconds that are left.
 Progress = Callable[[str, float], None]
-
-
-class Cache:
-    """Values under the hash of what they were made from, in a file that survives a kill."""
-
-    def __init__(self, folder: Path) -> None:
-        """Open it, or make it.
-
-        Raises:
-            DataError: The file is no such cache.
-        """
-        self.path = local.made(folder) / "sweep.sqlite"
-        try:
-            self._file = sqlite3.connect(self.path, timeout=60, isolation_level=None)
-            self._file.execute("PRAGMA journal_mode=WAL")
-            self._file.execute(
-                "CREATE TABLE IF NOT EXISTS kept (name TEXT PRIMARY KEY, value BLOB)"
-            )
-        except sqlite3.Error as error:
-            raise DataError(f"The cache {self.path} cannot be used ({error}): delete it.") from None
-
-    def get(self, name: str) -> Any:  # noqa: ANN401  JSON
-        """Return a value, or None."""
-        row = self._file.execute("SELECT value FROM kept WHERE name = ?", [name]).fetchone()
-        return None if row is None else json.loads(row[0])
-
-    def put(self, values: Mapping[str, object]) -> None:
-        """Keep some values, all or none of them."""
-        rows = [(name, json.dumps(value)) for name, value in values.items()]
-        with self._file:
-            self._file.execute("BEGIN")
-            self._file.executemany("INSERT OR REPLACE INTO kept VALUES (?, ?)", rows)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-def name_of(*parts: object) -> str:
-    """Return a hash of some values, for `Cache`."""
-    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -185,9 +142,10 @@ class Sweep:
         self._report = progress or (lambda what, left: None)
         judged = [query for query in queries if query.evidence]
         self.test = [query for query in judged if query.split == "test"]
-        # Shuffled, so that the first part of them is a sample.
         self.dev = [query for query in judged if query.split != "test"]
-        random.Random(0).shuffle(self.dev)
+        for some in (self.test, self.dev):  # the first part of them is a sample
+            random.Random(0).shuffle(some)
+        self.test = self.test[: grid.race.test]
         if not self.dev:
             raise DataError(
                 "No question with evidence is left to choose by: all are kept for test."
@@ -390,6 +348,8 @@ class Sweep:
                 reply = generator.run(prompt)["replies"][0]
                 kept = [time.perf_counter() - start, answering.answer_text(reply)]
                 self._keep("answer", 1, kept[0], {name: kept})
+            else:
+                self._todo["answer"] -= 1
             times.append(kept[0])
             texts.append(kept[1])
             shown.append([document.content or "" for document in documents])
@@ -414,8 +374,8 @@ class Sweep:
         queries = list(self.dev if queries is None else queries)
         stages = list(dict.fromkeys(design.first_stage for design in all_designs))
         self._expect(stages, len(queries))
-        found = {m.design: m for m in self.measure(stages, queries)}
         self._check()
+        found = {m.design: m for m in self.measure(stages, queries)}
         best = sorted(stages, key=lambda d: -found[d].scores.values[RECALL].mean())
         kept = set(best[: race.first_stages])
         running = [d for d in all_designs if d.depth and d.first_stage in kept]
@@ -437,6 +397,7 @@ class Sweep:
         some = self._asked(self.dev)
         if not some:
             return []
+        self._todo["answer"] = len(some) * min(len(finalists), self.grid.race.finalists)
         answered = [self.answer(m.design, some) for m in finalists[: self.grid.race.finalists]]
         return sorted(answered, key=lambda a: -a.f1.mean())
 
@@ -458,9 +419,10 @@ class Sweep:
         if not some:
             return {}
         own = self.answer(winner, some)
+        others = self.grid.neighbours(winner, ANSWER_KNOBS)
+        self._todo["answer"] = len(some) * len(others)
         return {
-            what: paired_bootstrap(self.answer(other, some).f1, own.f1)
-            for what, other in self.grid.neighbours(winner, ANSWER_KNOBS)
+            what: paired_bootstrap(self.answer(other, some).f1, own.f1) for what, other in others
         }
 
     def confirm(self, winner: Design) -> tuple[list[Measured], list[Answered], int]:
@@ -481,6 +443,7 @@ class Sweep:
         self.cache.put({name: used})
         both = list(dict.fromkeys([winner, self.grid.baseline]))
         some = self._asked(self.test)
+        self._todo["answer"] = len(some) * len(both)
         answered = [self.answer(design, some) for design in both] if some else []
         return self.measure(both, self.test), answered, len(used)
 
@@ -562,62 +525,3 @@ def front(measured: Sequence[Measured]) -> list[Measured]:
         if not kept or m.quality.mean() > kept[-1].quality.mean():
             kept.append(m)
     return kept
-
-
-def load_questions(path: Path, documents: Iterable[str], split: str = "") -> list[Query]:
-    """Read questions on one's own files: one JSON object a line.
-
-    `question`, and `relevant` (a list of documents) or `evidence` (a list of `document` and
-    `quote`, as in `data/company/questions`); optional are `id`, `answer` or `answers`, `kind` and
-    `split`. A document is named by its path below the folder, with or without its ending.
-
-    Args:
-        path: The file.
-        documents: The ids of the documents that there are.
-        split: What the questions are for, where the file does not say.
-
-    Raises:
-        DataError: The file or a line cannot be used; the message names the line.
-    """
-    known: dict[str, set[str]] = {}
-    for name in documents:
-        for short in (name, name.rpartition(".")[0] or name):
-            known.setdefault(short, set()).add(name)
-    queries: dict[str, Query] = {}
-    for where, record in numbered_records(path):
-        listed, judged = record.pop("relevant", []), record.get("evidence", [])
-        for field, value in (("relevant", listed), ("evidence", judged)):
-            if not isinstance(value, list):
-                raise DataError(f"{where}: {field} is no list: write it in brackets.")
-        if "answer" in record:
-            record["answers"] = [record.pop("answer")]
-        evidence = [*judged, *({"document": name} for name in listed)]
-        given = {"id": f"q-{where.split()[1]}", "split": split} | record | {"evidence": evidence}
-        query = validated(Query, given, where)
-        if not query.evidence and query.kind != "unanswerable":
-            raise DataError(
-                f"{where}: the question has no relevant documents: list them in `relevant` or "
-                '`evidence`, or give it the kind "unanswerable".'
-            )
-        if query.id in queries:
-            raise DataError(f"{where}: the question id {brief(query.id)} is used a second time.")
-        for entry in query.evidence:
-            if len(known.get(entry.document, ())) != 1:
-                many = "several documents are" if entry.document in known else "no document is"
-                raise DataError(f"{where}: {many} called {brief(entry.document)}.")
-        found = (replace(e, document=next(iter(known[e.document]))) for e in query.evidence)
-        queries[query.id] = replace(query, evidence=tuple(found))
-    return list(queries.values())
-
-
-def with_test(queries: Sequence[Query]) -> list[Query]:
-    """Return the questions with every third one, by a hash of it, kept for the test.
-
-    Questions that come with a split of their own keep it.
-    """
-    if any(query.split for query in queries):
-        return list(queries)
-    return [
-        replace(q, split="test" if int(name_of(q.question), 16) % 3 == 0 else "dev")
-        for q in queries
-    ]
