@@ -123,7 +123,8 @@ site: ## Build the web pages from the stored outputs, into build/site/html
 stamp: setup ## Write the repository's address (pyproject.toml) into badges and set-up cells
 	@$(BIN)/python tools/stamp.py
 
-bench: setup ## Write one page on load, speed and growth (BENCH_ARGS=--quick, --full)
+bench: ## Write one page on load, speed and growth (BENCH_ARGS=--quick, --full)
+	$(BOOTSTRAP) --extras $(EXTRAS),bench
 	@$(if $(PORT_BASE),COOKBOOK_PORT_BASE=$(PORT_BASE)) $(BIN)/python benchmarks/page.py $(BENCH_ARGS)
 
 images: ## Build the three container images

@@ -39,9 +39,9 @@ from typing import Any
 
 import httpx
 import psutil
-from timing import Measure, Row, alternating, parser, ratio_rows, report, say, spread
+from timing import Measure, Row, alternating, parser, rate_of, ratio_rows, report, say, spread
 
-from capacity.load import LONGEST, Load, Target, closed_load
+from capacity.load import Target
 from nim_cookbook import endpoints, indexing
 from nim_cookbook.corpus import company_files, load_company
 from nim_cookbook.errors import DataError
@@ -118,18 +118,10 @@ class Loaded:
     def __call__(self) -> float:
         """Send each of the target's bodies once; return answers a second."""
         before = _processor(self._server)
-        load = self.send(len(self._target.bodies))
+        rate = rate_of(self._target, self._clients)
         used = _processor(self._server) - before
-        self.milliseconds.append(used / len(load.latencies) * 1000)
-        return load.per_second
-
-    def send(self, most: int) -> Load:
-        """Send so many requests; none may fail."""
-        made = closed_load(self._target, self._clients, seconds=LONGEST, most=most)
-        load = asyncio.run(made)
-        if load.failed:
-            raise DataError(f"{load.failed} of {most} requests to {self._target.route} failed.")
-        return load
+        self.milliseconds.append(used / len(self._target.bodies) * 1000)
+        return rate
 
 
 def _processor(process: psutil.Process) -> float:
@@ -253,7 +245,8 @@ def compare(
             measures[COMPONENTS] = lambda questions=questions: called(questions)
         say(f"  {name}, {options.clients} clients, {count} requests")
         for server in loaded.values():
-            server.send(options.clients)  # what is imported or opened at first is not measured
+            server()  # what is imported or opened at first is not measured
+            server.milliseconds.clear()
         rates = alternating({**measures, **loaded}, options.rounds)
         case = {"pipeline": name, "clients": options.clients, "wait": f"{options.wait:g} s"}
         targets: dict[str, float | None] = {LIMIT: TARGET if name == "wait" else None}

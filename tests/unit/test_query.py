@@ -12,7 +12,7 @@ from haystack import Document
 from haystack.dataclasses import ChatMessage
 
 from nim_cookbook.endpoints import Endpoint, Endpoints
-from rag_service.query import Ask, Reply, Service
+from rag_service.query import Ask, Reply, Service, source
 
 CHAT = Endpoint("chat", "http://127.0.0.1:9/v1", "some/model", "COOKBOOK_TEST_KEY", "weights")
 
@@ -62,3 +62,10 @@ def test_an_empty_or_cut_off_answer_is_an_error_in_one_sentence(
     with pytest.raises(HTTPException, match=says) as caught:
         asked(text, finish_reason)
     assert caught.value.status_code == 502
+
+
+@pytest.mark.parametrize("title", [1984, {"a": 1}])
+def test_a_title_that_is_no_text_is_served_as_text(title: object) -> None:
+    """In an index of an earlier version, which took metadata as YAML had read it."""
+    chunk = Document(content="The heron sleeps.", meta={"file_path": "a.md", "title": title})
+    assert source(chunk).title == str(title)

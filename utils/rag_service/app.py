@@ -33,6 +33,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 
 from nim_cookbook.errors import ConfigurationError, CookbookError, causes
@@ -79,6 +80,8 @@ def create() -> FastAPI:
     app.add_route("/health/live", live, ["GET"])
     app.add_route("/health/ready", Readiness().show, ["GET"])
     app.add_route("/metrics", show, ["GET"])
+    # FastAPI looks at one route after the other: the pipelines' own before Hayhooks' routers.
+    app.router.routes.sort(key=lambda route: not isinstance(route, APIRoute))
     # The last is the innermost: within CORS, so that a page can read why it was refused.
     app.user_middleware.append(
         Middleware(
