@@ -18,6 +18,7 @@ from nim_cookbook.data import Evidence, Query
 from nim_cookbook.designs import Design, Grid, Knobs, Race, load_grid
 from nim_cookbook.errors import DataError
 from nim_cookbook.folders import folder_files
+from nim_cookbook.plots import pareto_plot
 from nim_cookbook.questions import load_questions, with_test
 from nim_cookbook.sweep import Sweep, front
 from rag_service import pipelines, query
@@ -358,3 +359,12 @@ def test_vectors_alone_in_qdrant_search_by_no_keywords(models):
 
     with pytest.raises(ConfigurationError, match="holds vectors alone"):
         keyword_retriever(QdrantDocumentStore(":memory:"))
+
+
+def test_the_plot_says_in_words_what_is_on_the_front(models, folder):
+    raced = swept(models, folder).race()
+    points = {str(m.design): (m.seconds, m.scores.interval("ndcg@10")) for m in raced}
+    best = [str(m.design) for m in front(raced)]
+    alt = pareto_plot(points, best, title="Quality against latency").alt
+    assert f"{len(points)} designs by time and nDCG@10" in alt
+    assert all(name in alt for name in best)
