@@ -271,7 +271,7 @@ def sweep(
         ),
     ] = None,
     grid: Annotated[
-        Path | None, typer.Option(help="What to try. [default: the packaged grid of 60 designs]")
+        Path | None, typer.Option(help="What to try. [default: the packaged grid of 112 designs]")
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Designs that the first table shows.")] = 10,
     answers: Annotated[

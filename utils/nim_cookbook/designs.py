@@ -111,7 +111,7 @@ class Race:
     rungs: tuple[Share, ...] = (0.25, 0.5, 1.0)
     finalists: Count = 5
     answers: Annotated[int, Field(ge=0)] = 40
-    test: Count = 70
+    test: Count = 50
 
 
 @dataclass(frozen=True, slots=True)

@@ -482,7 +482,7 @@ class Sweep:
         self._todo["chunk"] = sum(self.cache.get(name) is None for name in names)
         if depth:
             splits = min(len(places), race.first_stages)
-            self._todo["pair"] = int(questions * splits * depth * 1.2)
+            self._todo["pair"] = int(questions * (splits + 1) / 2 * depth)
 
     def _keep(self, what: str, number: int, seconds: float, values: Mapping[str, object]) -> None:
         """Keep what a call of an endpoint gave, count it, and report."""
