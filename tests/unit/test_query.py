@@ -21,6 +21,8 @@ CHAT = Endpoint("chat", "http://127.0.0.1:9/v1", "some/model", "COOKBOOK_TEST_KE
 class Answering:
     """A pipeline whose chat model says this."""
 
+    graph = ("ranker", "prompt_builder", "text_embedder")
+
     def __init__(self, text: str, finish_reason: str = "stop") -> None:
         self.reply = ChatMessage.from_assistant(text, meta={"finish_reason": finish_reason})
         self.given: dict[str, Any] = {}

@@ -6,8 +6,8 @@ variables that do. Where the endpoints and the store are is configuration: `load
 the API catalog, self-hosted NIMs and local stand-ins.
 
 Loading imports the classes that a file names, and a file from somebody else could name anything.
-Haystack therefore loads from an allow-list of modules; `ALLOWED` adds the one of ours that the
-indexing pipeline needs, and nothing else passes.
+Haystack therefore loads from an allow-list of modules; `ALLOWED` adds those of ours that the
+indexing pipeline and the winner of a sweep (`nim_cookbook.designs`) need, and nothing else passes.
 
     python -m rag_service.pipelines            # writes deploy/pipelines/*.yaml
     python -m rag_service.pipelines --check    # tells whether they are current
@@ -45,7 +45,7 @@ NAMES: tuple[Name, ...] = ("ask", "search", "rewrite", "indexing")
 #: Where the files are, if not where the package has them.
 FOLDER = "COOKBOOK_PIPELINES"
 #: Modules beyond Haystack's own whose classes a file may name.
-ALLOWED = ["nim_cookbook.indexing"]
+ALLOWED = ["nim_cookbook.indexing", "nim_cookbook.designs"]
 #: How Compose and the chart call Qdrant.
 QDRANT_URL = "http://qdrant:6333"
 # What the types of components tell about the model that they call.
@@ -137,7 +137,7 @@ def load(
         for component in data["components"].values():
             _point(component, api)
         limit = api.reranking.refusal_logit
-        if "router" in data["components"] and limit is not None:
+        if {"router", "ranker"} <= set(data["components"]) and limit is not None:
             data["components"]["router"] = answering.router(limit).to_dict()
         instances = _over(store, data["components"]) if store else {}
         pipeline = Pipeline.from_dict(data, allowed_modules=ALLOWED, components=instances)
@@ -161,12 +161,15 @@ def load(
 
 def _over(store: DocumentStore, components: Mapping[str, Any]) -> dict[str, Any]:
     """Return the components that work on a store, in the place of those in the file."""
-    from rag_service.stores import embedding_retriever
+    from rag_service.stores import embedding_retriever, keyword_retriever
 
     instances: dict[str, Any] = {}
     if "retriever" in components:
         top_k = components["retriever"]["init_parameters"]["top_k"]
         instances["retriever"] = embedding_retriever(store, top_k)
+    if "keywords" in components:
+        top_k = components["keywords"]["init_parameters"]["top_k"]
+        instances["keywords"] = keyword_retriever(store, top_k)
     if "writer" in components:
         instances["writer"] = DocumentWriter(store, policy=DuplicatePolicy.OVERWRITE)
     return instances

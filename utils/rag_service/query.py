@@ -31,7 +31,7 @@ from haystack.document_stores.types import DocumentStore
 from haystack.errors import FilterError
 from pydantic import BaseModel, Field
 
-from nim_cookbook import conversations
+from nim_cookbook import answering, conversations
 from nim_cookbook.answering import Answer, answer_of, citation, no_answer, page
 from nim_cookbook.endpoints import Endpoints, connect
 from nim_cookbook.errors import ConfigurationError, CookbookError, causes
@@ -51,6 +51,7 @@ FileId = Annotated[str, fastapi.Path(pattern=r"^file-[0-9a-f]{32}$")]
 #: Threads for the calls that cannot be awaited, per process: as many requests wait on NVIDIA's
 #: embedder and ranker at the same time. Python's own default is four more than there are cores.
 THREADS = 64
+FINDING = set(answering.FINDING)
 #: Longest question in characters.
 QUESTION_LENGTH = 4000
 
@@ -215,11 +216,11 @@ class Ask(BasePipelineWrapper):
             HTTPException: 422 for the question or the filters, 502 for a model that does not answer
                 or whose answer is empty or cut off.
         """
-        return await self._answer(question, inputs(question, filters))
+        return await self._answer(question, inputs(self.pipeline, question, filters))
 
     async def _answer(self, question: str, given: dict[str, Any]) -> Reply:
         try:
-            result = await self.pipeline.run_async(given, include_outputs_from={"ranker"})
+            result = await self.pipeline.run_async(given, include_outputs_from=FINDING)
         except Exception as error:
             raise as_http(error) from error
         return self._reply(answer_of(question, result))
@@ -234,13 +235,14 @@ class Ask(BasePipelineWrapper):
         in the field `conversation`.
         """
         question = last_question(messages)
-        given = inputs(question)
+        given = inputs(self.pipeline, question)
         earlier = [text for text in questions(messages)[:-1] if text.strip()]
         followed = await self._followed(earlier, question)
         if followed:
-            given |= search_inputs(followed.searched_for)
-            if self.follow_ups == "rewritten":  # of joined questions a model may answer the first
-                given["prompt_builder"] = {"question": followed.searched_for}
+            asked = given["prompt_builder"]
+            given = inputs(self.pipeline, followed.searched_for)
+            if self.follow_ups != "rewritten":  # of joined questions a model may answer the first
+                given["prompt_builder"] = asked
         if body.get("stream"):
             return self._stream(model, question, given, followed)
         reply = await self._answer(question, given)
@@ -259,7 +261,7 @@ class Ask(BasePipelineWrapper):
             return Conversation(searched_for=question, looked_at=0, forgotten=len(earlier))
         kept = conversations.remembered(earlier, QUESTION_LENGTH - len(question) - 1)
         text = conversations.joined(kept, question)
-        search_inputs(text)  # earlier questions may hold what no model can be asked
+        check(text)  # earlier questions may hold what no model can be asked
         if self.follow_ups == "rewritten" and kept:
             try:
                 result = await self.rewrite.run_async(conversations.inputs(kept, question))
@@ -287,7 +289,7 @@ class Ask(BasePipelineWrapper):
             running = async_streaming_generator(
                 pipeline=self.pipeline,
                 pipeline_run_args=given,
-                include_outputs_from={"ranker"},
+                include_outputs_from=FINDING,
                 on_pipeline_end=results.append,
             )
             async with aclosing(running):  # a reader who leaves ends the run
@@ -363,7 +365,8 @@ class AskSync(BasePipelineWrapper):
 
     def run_api(self, question: str) -> str:
         """Answer a question from the indexed documents."""
-        result = self.pipeline.run(inputs(question), include_outputs_from={"ranker"})
+        given = inputs(self.pipeline, question)
+        result = self.pipeline.run(given, include_outputs_from=FINDING)
         return answer_of(question, result).text
 
 
@@ -385,10 +388,11 @@ class Search(BasePipelineWrapper):
             filters: Which chunks may be found, as Haystack writes filters.
         """
         try:
-            result = await self.pipeline.run_async(search_inputs(question, top_k, filters))
+            given = inputs(self.pipeline, question, filters, top_k)
+            result = await self.pipeline.run_async(given, include_outputs_from=FINDING)
         except Exception as error:
             raise as_http(error) from error
-        return Found(sources=[source(chunk) for chunk in result["ranker"]["documents"]])
+        return Found(sources=[source(chunk) for chunk in answering.found(result)[:top_k]])
 
 
 class SearchSync(BasePipelineWrapper):
@@ -400,28 +404,31 @@ class SearchSync(BasePipelineWrapper):
 
     def run_api(self, question: str, top_k: int = 5) -> list[str]:
         """Find the chunks that a question is about."""
-        result = self.pipeline.run(search_inputs(question, top_k))
-        return [citation(chunk) for chunk in result["ranker"]["documents"]]
+        given = inputs(self.pipeline, question, top_k=top_k)
+        result = self.pipeline.run(given, include_outputs_from=FINDING)
+        return [citation(chunk) for chunk in answering.found(result)[:top_k]]
 
 
-def inputs(question: str, filters: Filters | Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the inputs of the `ask` pipeline.
+def inputs(
+    pipeline: Pipeline,
+    question: str,
+    filters: Filters | Mapping[str, Any] | None = None,
+    top_k: int | None = None,
+) -> dict[str, Any]:
+    """Return the inputs of a pipeline, `ask` or `search`, whichever steps it has.
 
     Raises:
-        HTTPException: 422, as for `search_inputs`.
+        HTTPException: 422, as for `check`, or the filters are none.
     """
-    return {
-        **search_inputs(question, None, filters),
-        "prompt_builder": {"question": question.strip()},
-    }
+    check(question, top_k)
+    given = answering.inputs(pipeline, question.strip(), as_haystack(filters))
+    if top_k and "ranker" in given:
+        given["ranker"]["top_k"] = top_k
+    return given
 
 
-def search_inputs(
-    question: str,
-    top_k: int | None = None,
-    filters: Filters | Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Return the inputs of the `search` pipeline.
+def check(question: str, top_k: int | None = None) -> None:
+    """Refuse what cannot be searched for.
 
     Raises:
         HTTPException: 422, the question is empty, too long or no Unicode, or `top_k` is out of
@@ -434,11 +441,6 @@ def search_inputs(
         raise HTTPException(422, "The question holds half a character (a lone surrogate).")
     if top_k is not None and not 1 <= top_k <= 20:
         raise HTTPException(422, "top_k is a number from 1 to 20.")
-    return {
-        "text_embedder": {"text": question},
-        "retriever": {"filters": as_haystack(filters)},
-        "ranker": {"query": question} | ({"top_k": top_k} if top_k else {}),
-    }
 
 
 def source(chunk: Document) -> Source:
