@@ -93,6 +93,7 @@ def test_json_is_one_object_with_every_score(models, capsys):
         (d["ndcg"]["mean"] for d in whole), reverse=True
     )
     assert any(d["front"] for d in whole)
+    assert not any(d["front"] for d in record["designs"] if d not in whole)
     assert len(record["answers"]) == 2
     assert all(a["f1"]["n"] == 2 for a in record["answers"])
     assert record["test"]["winners_confirmed"] == 1

@@ -167,6 +167,7 @@ def _run(run: Sweep, bars: _Bars, top: int, console: Console) -> dict[str, Any]:
             f"These test questions have now confirmed {used} winners: they are no longer unseen, "
             "so write new ones.",
         )
+    whole = [m for m in raced if len(m.quality) == len(run.dev)]
     return {
         "designs_raced": total,
         "retrieval_seconds": round(seconds, 1),
@@ -174,7 +175,7 @@ def _run(run: Sweep, bars: _Bars, top: int, console: Console) -> dict[str, Any]:
         "computed": dict(run.computed),
         "questions": [query.id for query in run.dev],
         "kinds": [query.kind for query in run.dev],
-        "designs": [_record(m, {d.design for d in front(raced)}) for m in raced],
+        "designs": [_record(m, {d.design for d in front(whole)}) for m in raced],
         "answers": [_answers(a) for a in answered],
         "winner": asdict(winner),
         "knobs": {measure: {w: asdict(d) for w, d in f.items()} for measure, f in knobs.items()},
