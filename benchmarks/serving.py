@@ -1,7 +1,7 @@
 """What the query service costs over what it serves, as ratios within one run; of `make bench`.
 
-    python benchmarks/serving.py [--clients 200] [--wait 0.2] [--requests 2000] [--rounds 5]
-                                 [--json [FILE]]
+    python benchmarks/serving.py [--pipelines wait ask] [--clients 200] [--wait 0.2]
+                                 [--requests 2000] [--rounds 5] [--json [FILE]]
 
 A stand-in for the NIMs (`slow_nim.py`) takes 200 ms for a chat; it embeds and ranks at once. As
 many requests as asked go through each of these, 200 at a time:
@@ -56,6 +56,7 @@ HERE = Path(__file__).parent
 DOCUMENTS = 40
 TARGET = 0.9
 START_SECONDS = 180
+PIPELINES = ("wait", "ask")
 LIMIT, COMPONENTS, HAYHOOKS, SERVICE = "asyncio", "components", "Hayhooks", "service"
 WRAPPER = '''import asyncio
 
@@ -227,7 +228,7 @@ def compare(
     """Measure both pipelines in turns."""
     asked = [query.question for query in load_company().split("dev")]
     rows: list[Row] = []
-    for name in ("wait", "ask"):
+    for name in options.pipelines:
         count = options.requests if name == "wait" else max(1, options.requests // 2)
         questions = list(itertools.islice(itertools.cycle(asked), count))
         bodies = [{"question": question} for question in questions]
@@ -270,6 +271,7 @@ def _ports(count: int) -> list[int]:
 def main() -> int:
     """Measure and print."""
     options = parser(__doc__, rounds=5)
+    options.add_argument("--pipelines", nargs="+", choices=PIPELINES, default=PIPELINES)
     options.add_argument("--clients", type=int, default=200)
     options.add_argument("--wait", type=float, default=0.2, help="seconds that a chat takes")
     options.add_argument("--requests", type=int, default=2000, help="of a round; half for ask")

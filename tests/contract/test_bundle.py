@@ -85,6 +85,7 @@ def test_a_room_without_a_network(
     run(*alone, sys.executable, "install", room, cwd=stick, env=environ)  # again: nothing to do
 
     environ["COOKBOOK_PORT_BASE"] = str(free_port_block())
-    said = run(*alone, room / ".venv/bin/nim-cookbook", "run", *executed, cwd=room, env=environ)
+    command = [room / ".venv/bin/nim-cookbook", "run", *executed, "--jobs", "1"]
+    said = run(*alone, *command, cwd=room, env=environ)
     assert weights in said and "passed" in said
     assert "Nothing tried to reach another machine." in said

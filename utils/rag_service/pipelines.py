@@ -33,15 +33,15 @@ from haystack_integrations.components.embedders.nvidia import NvidiaDocumentEmbe
 from haystack_integrations.components.rankers.nvidia.truncate import RankerTruncateMode
 from haystack_integrations.document_stores.qdrant import QdrantDocumentStore
 
-from nim_cookbook import answering, indexing
+from nim_cookbook import answering, conversations, indexing
 from nim_cookbook.endpoints import HOSTED_URL, Endpoint, Endpoints, thinking_fields
 from nim_cookbook.errors import ConfigurationError, CookbookError
 from nim_cookbook.keys import NVIDIA_KEY
 from nim_cookbook.models import ROLES, Role, load_registry
 
-Name = Literal["ask", "search", "indexing"]
+Name = Literal["ask", "search", "rewrite", "indexing"]
 
-NAMES: tuple[Name, ...] = ("ask", "search", "indexing")
+NAMES: tuple[Name, ...] = ("ask", "search", "rewrite", "indexing")
 #: Where the files are, if not where the package has them.
 FOLDER = "COOKBOOK_PIPELINES"
 #: Modules beyond Haystack's own whose classes a file may name.
@@ -81,13 +81,15 @@ def pipelines_dir() -> Path:
 
 
 def build(name: Name) -> Pipeline:
-    """Return a pipeline as recipes 03 and 08 build it, for the API catalog and Qdrant by URL.
+    """Return a pipeline as recipes 03, 08 and 16 build it, for the API catalog and Qdrant by URL.
 
     Args:
-        name: `ask` goes from a question to an answer, `search` to chunks, and `indexing` from
-            files to vectors.
+        name: `ask` goes from a question to an answer, `search` to chunks, `rewrite` from a
+            follow-up to a question that stands alone, and `indexing` from files to vectors.
     """
     api = _catalog()
+    if name == "rewrite":
+        return conversations.pipeline(api, conversations.REWRITE)
     store = QdrantDocumentStore(
         url=QDRANT_URL,
         api_key=Secret.from_env_var("QDRANT_API_KEY", strict=False),
