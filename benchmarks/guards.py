@@ -1,0 +1,143 @@
+"""What each defence of recipe 19 stops, and what it costs on honest questions.
+
+    python benchmarks/guards.py [--questions N] [--seconds S] [--split test]
+
+The code that is measured is the code that is read: the cells of notebooks/19_guard_it.ipynb up to
+`respond` are executed, and `respond` is called for each defence with all attacks of the split
+(data/attacks) and with N of the company's answerable questions of it, drawn by a seed.
+
+Answers are kept in data/attacks/answers-SPLIT.json as they come: a run that is stopped, or that
+ends after S seconds, is completed by the next. Where a defence leaves prompt and tools as they
+were, the model is not asked again, and the time of its first answer counts. The recipe computes
+its figures from that file. After a change of the recipe's code, delete it and run anew.
+
+The servers are started if they do not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from nim_cookbook import corpus, data, evaluation
+from nim_cookbook.errors import CookbookError
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOK = ROOT / "notebooks" / "19_guard_it.ipynb"
+#: Cells that only show something.
+LEFT_OUT = ("setup", "first")
+DEFENCES: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "delimiters": ("delimiters",),
+    "rule": ("rule",),
+    "filter": ("filter",),
+    "support check": ("support check",),
+    "no tools": ("no tools",),
+    "plain text": ("plain text",),
+    "all": ("delimiters", "rule", "filter", "support check", "no tools", "plain text"),
+}
+
+
+def recipe() -> dict[str, Any]:
+    """Return the names that the recipe's cells define, up to `respond`."""
+    names: dict[str, Any] = {}
+    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
+        tags = cell.metadata.get("tags", [])
+        if cell.cell_type == "code" and not set(tags) & set(LEFT_OUT):
+            exec(compile(cell.source, f"cell {tags}", "exec"), names)  # noqa: S102 - our own
+        if "respond" in tags:
+            return names
+    raise CookbookError("The recipe has no cell `respond`.")
+
+
+class Remembered:
+    """A function whose results are kept; `seconds` adds up what the first calls took."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        """Remember the results of a function."""
+        self._function = function
+        self._known: dict[tuple[Any, ...], tuple[Any, float]] = {}
+        self.seconds = 0.0
+
+    def __call__(self, *arguments: Any) -> Any:  # noqa: ANN401
+        """Return what the function returns."""
+        key = tuple(repr(argument) for argument in arguments)
+        if key not in self._known:
+            start = time.perf_counter()
+            result = self._function(*arguments)
+            self._known[key] = (result, time.perf_counter() - start)
+        result, seconds = self._known[key]
+        self.seconds += seconds
+        return result
+
+
+def asked(split: str, most: int, names: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Return what is asked: an id, the question, and the upload that is planted, if any."""
+    attacks = names["attacks"]
+    mine = attacks[attacks.split == split]
+    honest = [q for q in corpus.load_company().split(split) if q.answerable]
+    honest = random.Random(19).sample(honest, min(most, len(honest)))
+    planted = [(name, question, name) for name, question in mine.question.items()]
+    return planted + [(q.id, q.question, "") for q in honest]
+
+
+def measure(split: str, most: int, seconds: float, path: Path) -> bool:
+    """Ask what has not been asked yet; tell whether all of it is done."""
+    end = time.monotonic() + seconds
+    known: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    names = recipe()
+    for function in ("search", "answer", "support"):
+        names[function] = Remembered(names[function])
+    known["weights"] = {str(role): what for role, what in names["nim"].weights.items()}
+    answers = known.setdefault("answers", {})
+    done = True
+    for item, question, planted in asked(split, most, names):
+        for defence, on in DEFENCES.items():
+            if item in answers.get(defence, {}):
+                continue
+            if time.monotonic() > end:
+                done = False
+                break
+            parts = [names[function] for function in ("search", "answer", "support")]
+            before = sum(part.seconds for part in parts)
+            said = names["respond"](question, planted, on)
+            took = sum(part.seconds for part in parts) - before
+            answers.setdefault(defence, {})[item] = [said, round(took, 2)]
+        path.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    names["nim"].close()
+    return done
+
+
+def main() -> int:
+    """Measure, and print how far it is and the median seconds of an answer."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--split", choices=("dev", "test"), default="test")
+    parser.add_argument("--questions", type=int, default=60, help="honest questions (60)")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after these")
+    options = parser.parse_args()
+    path = data.data_path("attacks") / f"answers-{options.split}.json"
+    try:
+        done = measure(options.split, options.questions, options.seconds, path)
+    except CookbookError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    for defence, answers in json.loads(path.read_text("utf-8"))["answers"].items():
+        middle = statistics.median(took for _, took in answers.values())
+        print(f"{defence}: {len(answers)} answers, median {middle:.2f} s")
+    print("complete" if done else "not complete: run it again")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
