@@ -22,13 +22,13 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
-from nim_cookbook import corpus, data, evaluation
+from nim_cookbook import corpus, data
 from nim_cookbook.errors import CookbookError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,7 +53,7 @@ def recipe() -> dict[str, Any]:
     for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
         tags = cell.metadata.get("tags", [])
         if cell.cell_type == "code" and not set(tags) & set(LEFT_OUT):
-            exec(compile(cell.source, f"cell {tags}", "exec"), names)  # noqa: S102 - our own
+            exec(compile(cell.source, f"cell {tags}", "exec"), names)
         if "respond" in tags:
             return names
     raise CookbookError("The recipe has no cell `respond`.")
@@ -98,23 +98,35 @@ def measure(split: str, most: int, seconds: float, path: Path) -> bool:
     for function in ("search", "answer", "support"):
         names[function] = Remembered(names[function])
     known["weights"] = {str(role): what for role, what in names["nim"].weights.items()}
-    answers = known.setdefault("answers", {})
-    done = True
+    answers, times = known.setdefault("answers", {}), known.setdefault("seconds", {})
     for item, question, planted in asked(split, most, names):
         for defence, on in DEFENCES.items():
             if item in answers.get(defence, {}):
                 continue
             if time.monotonic() > end:
-                done = False
-                break
+                write(path, known)
+                return False
             parts = [names[function] for function in ("search", "answer", "support")]
             before = sum(part.seconds for part in parts)
             said = names["respond"](question, planted, on)
             took = sum(part.seconds for part in parts) - before
-            answers.setdefault(defence, {})[item] = [said, round(took, 2)]
-        path.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", "utf-8")
+            answers.setdefault(defence, {})[item] = said
+            times.setdefault(defence, {})[item] = round(took, 2)
+        write(path, known)
+    if split == "dev":
+        known["support"] = {
+            item: names["support"](question, answers["none"][item], names["search"](question))
+            for item, question, planted in asked(split, most, names)
+            if not planted
+        }
+        write(path, known)
     names["nim"].close()
-    return done
+    return True
+
+
+def write(path: Path, known: dict[str, Any]) -> None:
+    """Write the file, an answer a line."""
+    path.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def main() -> int:
@@ -132,9 +144,9 @@ def main() -> int:
     except CookbookError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    for defence, answers in json.loads(path.read_text("utf-8"))["answers"].items():
-        middle = statistics.median(took for _, took in answers.values())
-        print(f"{defence}: {len(answers)} answers, median {middle:.2f} s")
+    for defence, times in json.loads(path.read_text("utf-8"))["seconds"].items():
+        middle = statistics.median(times.values())
+        print(f"{defence}: {len(times)} answers, median {middle:.2f} s")
     print("complete" if done else "not complete: run it again")
     return 0
 
