@@ -40,12 +40,13 @@ from haystack.document_stores.types import DocumentStore, DuplicatePolicy
 from haystack.utils import Secret
 from haystack_integrations.components.embedders.nvidia import NvidiaDocumentEmbedder
 from pypdf import PdfReader
+from trafilatura.utils import decode_file
 
 from nim_cookbook import local
 from nim_cookbook.corpus import CompanyFile, company_files, replaced
 from nim_cookbook.endpoints import Endpoint
 from nim_cookbook.errors import DataError
-from nim_cookbook.markup import split_front_matter
+from nim_cookbook.markup import split_front_matter, visible
 
 Status = Literal["added", "changed", "unchanged", "removed", "skipped"]
 Progress = Callable[[int, int], None]
@@ -168,6 +169,36 @@ class MarkdownFile:
 
 
 @component
+class HtmlFile:
+    """Convert HTML files, without what a reader of the page cannot see.
+
+    Haystack's converter takes the text of elements that are hidden by an attribute or a style, and
+    the chat model obeys an instruction that stands there (recipe 19).
+    """
+
+    def __init__(self) -> None:
+        self._converter = HTMLToDocument()
+
+    @component.output_types(documents=list[Document])
+    def run(
+        self, sources: list[str | Path | ByteStream], meta: list[dict[str, Any]] | None = None
+    ) -> dict[str, list[Document]]:
+        """Return a document a file, with `meta` as its metadata."""
+        seen = [self._seen(source) for source in sources]
+        result: dict[str, list[Document]] = self._converter.run(sources=seen, meta=meta)
+        return result
+
+    @staticmethod
+    def _seen(source: str | Path | ByteStream) -> str | Path | ByteStream:
+        try:
+            stream = get_bytestream_from_source(source)
+        except OSError:
+            return source  # the converter says what is wrong with it
+        text = decode_file(stream.data)  # as the converter itself would
+        return ByteStream(visible(text).encode(), meta=stream.meta)
+
+
+@component
 class TitleLine:
     """Begin each chunk with the title of its document, and end its page breaks.
 
@@ -201,7 +232,7 @@ def preparation(split_length: int = SPLIT_LENGTH, split_overlap: int = SPLIT_OVE
     pipeline.add_component("router", FileTypeRouter(list(CONVERTERS)))
     pipeline.add_component("pdf", PyPDFToDocument())
     pipeline.add_component("markdown", MarkdownFile())
-    pipeline.add_component("html", HTMLToDocument())
+    pipeline.add_component("html", HtmlFile())
     pipeline.add_component("text", TextFileToDocument())
     pipeline.add_component("joiner", DocumentJoiner())
     pipeline.add_component(

@@ -1,4 +1,7 @@
-"""What Markdown and HTML files say of themselves: front matter, metadata, title, words."""
+"""What Markdown and HTML files say of themselves: front matter, metadata, title, words.
+
+And what of an HTML page its readers see: a text that nobody sees may be meant for the model.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,34 @@ _BLOCK = re.compile(
     r"address|article|aside|blockquote|br|dd|div|dl|dt|figcaption|figure|footer|h[1-6r]|header|"
     r"li|main|ol|p|pre|section|table|tr|ul"
 )
+
+#: Styles of the element itself, without spaces, that leave nothing to read.
+_UNSEEN = re.compile(
+    r"(?:^|;)(?:display:none|visibility:(?:hidden|collapse)|opacity:0*(?:\.0*)?(?:;|!|$)"
+    r"|font-size:0*(?:\.0*)?(?:[a-z%]+)?(?:;|!|$)|(?:left|top|text-indent|margin-left):-\d{3}"
+    r"|color:(?:#fff|#ffffff|white|transparent)(?:;|!|$))"
+)
+
+
+def visible(text: str) -> str:
+    """Return an HTML page without the elements that are hidden where they stand.
+
+    Left out are elements with the attribute `hidden`, templates, and those whose own style does
+    not display them, makes them transparent, gives them no size or white letters, or moves them off
+    the page. Style sheets and scripts are not read: what they hide stays, and white letters go even
+    where the page is dark. A page that hides nothing is returned as it is.
+    """
+    root = parsed_page(text).root
+    hidden = [element for element in root.iterdescendants(lxml.etree.Element) if _hides(element)]
+    for element in hidden:
+        element.drop_tree()
+    return str(lxml.html.tostring(root, encoding="unicode")) if hidden else text
+
+
+def _hides(element: Any) -> bool:  # noqa: ANN401
+    style = "".join((element.get("style") or "").lower().split())
+    hidden = element.get("hidden") is not None or element.tag == "template"
+    return hidden or _UNSEEN.search(style) is not None
 
 
 def split_front_matter(text: str) -> tuple[dict[str, str], str]:
