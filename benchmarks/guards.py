@@ -11,7 +11,7 @@ ends after S seconds, is completed by the next. Where a defence leaves prompt an
 were, the model is not asked again, and the time of its first answer counts. The recipe computes
 its figures from that file. After a change of the recipe's code, delete it and run anew.
 
-On dev only the bare pipeline is asked, and for each honest question the place of the sentence that
+On dev only the bare pipeline is asked the honest questions, and for each honest question the place of the sentence that
 holds the answer is kept (`support` in the recipe), to choose how many sentences may hold it.
 
 The servers are started if they do not run.
@@ -95,7 +95,7 @@ def asked(split: str, most: int, names: dict[str, Any]) -> list[tuple[str, str, 
     honest = [q for q in corpus.load_company().split(split) if q.answerable]
     random.Random(19).shuffle(honest)
     planted = [(name, question, name) for name, question in mine.question.items()]
-    return planted + [(q.id, q.question, "") for q in honest[:most]]
+    return (planted if split == "test" else []) + [(q.id, q.question, "") for q in honest[:most]]
 
 
 def measure(split: str, most: int, seconds: float, path: Path) -> bool:
