@@ -11,8 +11,8 @@ ends after S seconds, is completed by the next. Where a defence leaves prompt an
 were, the model is not asked again, and the time of its first answer counts. The recipe computes
 its figures from that file. After a change of the recipe's code, delete it and run anew.
 
-On dev only the bare pipeline is asked the honest questions, and for each honest question the place of the sentence that
-holds the answer is kept (`support` in the recipe), to choose how many sentences may hold it.
+On dev only the bare pipeline is asked, and only honest questions. The place of the sentence that
+holds each answer is kept (`support` in the recipe), to choose among how many it may stand.
 
 The servers are started if they do not run.
 """
