@@ -30,8 +30,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
 from nim_cookbook import corpus, data
 from nim_cookbook.errors import CookbookError
 
@@ -58,10 +56,10 @@ DEFENCES: dict[str, tuple[str, ...]] = {
 def recipe() -> dict[str, Any]:
     """Return the names that the recipe's cells define, up to `respond`."""
     names: dict[str, Any] = {}
-    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
-        tags = cell.metadata.get("tags", [])
-        if cell.cell_type == "code" and not set(tags) & set(LEFT_OUT):
-            exec(compile(cell.source, f"cell {tags}", "exec"), names)
+    for cell in json.loads(NOTEBOOK.read_text("utf-8"))["cells"]:
+        tags = cell["metadata"].get("tags", [])
+        if cell["cell_type"] == "code" and not set(tags) & set(LEFT_OUT):
+            exec(compile("".join(cell["source"]), f"cell {tags}", "exec"), names)
         if "respond" in tags:
             return names
     raise CookbookError("The recipe has no cell `respond`.")
