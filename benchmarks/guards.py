@@ -11,6 +11,9 @@ ends after S seconds, is completed by the next. Where a defence leaves prompt an
 were, the model is not asked again, and the time of its first answer counts. The recipe computes
 its figures from that file. After a change of the recipe's code, delete it and run anew.
 
+Where the upload does not reach the prompt, because the filter kept it out or another chunk is
+better, the model is not asked: it cannot obey what it does not read. That answer is empty.
+
 On dev only the bare pipeline is asked, and only honest questions. The place of the sentence that
 holds each answer is kept (`support` in the recipe), to choose among how many it may stand.
 
@@ -115,7 +118,11 @@ def measure(split: str, most: int, seconds: float, path: Path) -> bool:
                 return False
             parts = [names[function] for function in ("search", "answer", "support")]
             before = sum(part.seconds for part in parts)
-            said = names["respond"](question, planted, defences[defence])
+            store = "filtered" if "filter" in defences[defence] else "as uploaded"
+            shown = names["search"](question, planted, store).meta.get("attack") or ""
+            said = (
+                names["respond"](question, planted, defences[defence]) if shown == planted else ""
+            )
             took = sum(part.seconds for part in parts) - before
             answers.setdefault(defence, {})[item] = said
             times.setdefault(defence, {})[item] = round(took, 2)
