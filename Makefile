@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # What is installed: everything, unless some recipes need less (`make run RECIPES="00 01"
 # EXTRAS=notebooks`; recipes.toml names a recipe's extras).
-EXTRAS ?= notebooks,llamaindex,measure,finetune,serve,kubernetes
+EXTRAS ?= notebooks,llamaindex,measure,tables,finetune,serve,kubernetes
 # Recipes to run (`make run RECIPES="01 02"`), and where the endpoints are: local, hosted, self-hosted.
 RECIPES ?=
 ENDPOINTS ?=
@@ -106,6 +106,7 @@ notebooks: setup ## Execute the recipes and store their outputs in notebooks/
 
 pdfs: setup-dev ## Build the company's PDFs from their Markdown
 	@$(BIN)/python tools/make_pdfs.py
+	@$(BIN)/python tools/make_pdfs.py --folder data/tables
 
 screenshot: setup-dev ## Drive the chat page in Chromium and keep its picture for recipe 11
 	@COOKBOOK_SCREENSHOT=$(CURDIR)/data/serving/chat-page.png $(BIN)/python -m pytest tests/contract/test_chat_page.py
@@ -123,7 +124,8 @@ site: ## Build the web pages from the stored outputs, into build/site/html
 stamp: setup ## Write the repository's address (pyproject.toml) into badges and set-up cells
 	@$(BIN)/python tools/stamp.py
 
-bench: setup ## Write one page on load, speed and growth (BENCH_ARGS=--quick, --full)
+bench: ## Write one page on load, speed and growth (BENCH_ARGS=--quick, --full)
+	$(BOOTSTRAP) --extras $(EXTRAS),bench
 	@$(if $(PORT_BASE),COOKBOOK_PORT_BASE=$(PORT_BASE)) $(BIN)/python benchmarks/page.py $(BENCH_ARGS)
 
 images: ## Build the three container images

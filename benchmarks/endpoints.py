@@ -16,12 +16,11 @@ many clients at a time. All sides get the same texts.
    No prompt comes twice, so that neither finds one in its cache.
 
 The servers are started if they do not run; what is called directly loads the weights once more.
-sentence-transformers is no dependency of the project: `pip install sentence-transformers`.
+sentence-transformers is of the extra `bench`, which `make bench` installs.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 import tempfile
@@ -33,24 +32,24 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import onnxruntime
-from timing import Measure, Row, alternating, parser, ratio_rows, report, say, seconds
+from timing import Measure, Row, alternating, parser, rate_of, ratio_rows, report, say, seconds
 from tokenizers import Tokenizer
 
-from capacity.load import LONGEST, Target, closed_load
+from capacity.load import Target
 from local_endpoints.nim.engines.chat import HTTP_THREADS, PARALLEL_SLOTS, default_threads
 from local_endpoints.weights import ResolvedWeights, resolve
 from nim_cookbook import endpoints
 from nim_cookbook.endpoints import Endpoint
-from nim_cookbook.errors import DataError
 from nim_cookbook.models import Role, load_registry
 
 SENTENCE = "The committee met on Tuesday and discussed the budget of the coming year in detail. "
 QUESTION = "When did the committee discuss the budget?"
 #: Sentences of a text: a question's length, and nearly the 512 tokens that the models take.
 LENGTHS = {"short": 1, "long": 24}
+#: A round of short texts has so many times the requests, or it would end in a tenth of a second.
+ROUND = {"short": 8, "long": 1}
 CHUNKS = 4  # of a reranking request
 ANSWER_TOKENS = 32
-INSTALL = "pip install sentence-transformers"
 HTTP, DIRECT, DEFAULT = "HTTP", "ONNX Runtime", "ONNX Runtime, its defaults"
 OTHER, LLAMA = "sentence-transformers", "llama.cpp's server"
 TARGETS = {DIRECT: 0.9, DEFAULT: None, OTHER: 2.0}
@@ -70,17 +69,7 @@ def http_rate(
     """Return answers a second of an endpoint; none may fail."""
     parts = urlsplit(endpoint.url)
     origin = f"{parts.scheme}://{parts.netloc}"
-    target = Target(origin, f"{parts.path}{route}", bodies, endpoint.key or "")
-    return rate_of(target, clients)
-
-
-def rate_of(target: Target, clients: int) -> float:
-    """Return answers a second to all of a target's bodies, once each; none may fail."""
-    most = len(target.bodies)
-    load = asyncio.run(closed_load(target, clients, seconds=LONGEST, most=most))
-    if load.failed:
-        raise DataError(f"{load.failed} of {most} requests to {target.route} failed: see its log.")
-    return load.per_second
+    return rate_of(Target(origin, f"{parts.path}{route}", bodies, endpoint.key or ""), clients)
 
 
 class Onnx:
@@ -181,7 +170,7 @@ def encoders(
         for length in LENGTHS:
             for number in clients:
                 say(f"  {role}, {length} texts, {number} clients")
-                texts = texts_of(length, max(requests, number))
+                texts = texts_of(length, max(requests, number) * ROUND[length])
                 rows += compared(nim, role, length, texts, number, engines, rounds)
     return rows
 
@@ -211,7 +200,7 @@ def compared(
     found = {name: target for name, target in TARGETS.items() if name in measures}
     rows = ratio_rows(case, rates, HTTP, found)
     if OTHER not in found:
-        note = f"not installed: {INSTALL}"
+        note = "not installed: it is of the extra bench"
         rows.append(
             {**case, "what": HTTP, "against": OTHER, "target": TARGETS[OTHER], "note": note}
         )
@@ -292,7 +281,7 @@ def main() -> int:
     options.add_argument("--parts", nargs="+", choices=names, default=names)
     options.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
     options.add_argument("--chat-clients", type=int, nargs="+", default=[1, 4, 16])
-    options.add_argument("--requests", type=int, default=64, help="of a round, half for chat")
+    options.add_argument("--requests", type=int, default=64, help="of a round of long texts")
     given = options.parse_args()
     nim = endpoints.connect("nim")
     sections: list[dict[str, object]] = []

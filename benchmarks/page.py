@@ -247,7 +247,8 @@ def main() -> int:
     ]
     introduction = (
         "Each ratio is of two rates measured one after the other in the same round; every other "
-        "round goes backwards. A cell shows the median, and minimum and maximum in brackets."
+        "round goes backwards. A cell shows the median, and minimum and maximum in brackets. What "
+        "sends the requests is on the same machine, and takes 0.1 to 0.2 ms of processor for each."
     )
     page = (
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Load and speed</title>"

@@ -1,7 +1,7 @@
 """What the query service costs over what it serves, as ratios within one run; of `make bench`.
 
-    python benchmarks/serving.py [--clients 200] [--wait 0.2] [--requests 2000] [--rounds 5]
-                                 [--json [FILE]]
+    python benchmarks/serving.py [--pipelines wait ask] [--clients 200] [--wait 0.2]
+                                 [--requests 2000] [--rounds 5] [--json [FILE]]
 
 A stand-in for the NIMs (`slow_nim.py`) takes 200 ms for a chat; it embeds and ranks at once. As
 many requests as asked go through each of these, 200 at a time:
@@ -39,9 +39,9 @@ from typing import Any
 
 import httpx
 import psutil
-from timing import Measure, Row, alternating, parser, ratio_rows, report, say, spread
+from timing import Measure, Row, alternating, parser, rate_of, ratio_rows, report, say, spread
 
-from capacity.load import LONGEST, Load, Target, closed_load
+from capacity.load import Target
 from nim_cookbook import endpoints, indexing
 from nim_cookbook.corpus import company_files, load_company
 from nim_cookbook.errors import DataError
@@ -56,6 +56,7 @@ HERE = Path(__file__).parent
 DOCUMENTS = 40
 TARGET = 0.9
 START_SECONDS = 180
+PIPELINES = ("wait", "ask")
 LIMIT, COMPONENTS, HAYHOOKS, SERVICE = "asyncio", "components", "Hayhooks", "service"
 WRAPPER = '''import asyncio
 
@@ -118,18 +119,10 @@ class Loaded:
     def __call__(self) -> float:
         """Send each of the target's bodies once; return answers a second."""
         before = _processor(self._server)
-        load = self.send(len(self._target.bodies))
+        rate = rate_of(self._target, self._clients)
         used = _processor(self._server) - before
-        self.milliseconds.append(used / len(load.latencies) * 1000)
-        return load.per_second
-
-    def send(self, most: int) -> Load:
-        """Send so many requests; none may fail."""
-        made = closed_load(self._target, self._clients, seconds=LONGEST, most=most)
-        load = asyncio.run(made)
-        if load.failed:
-            raise DataError(f"{load.failed} of {most} requests to {self._target.route} failed.")
-        return load
+        self.milliseconds.append(used / len(self._target.bodies) * 1000)
+        return rate
 
 
 def _processor(process: psutil.Process) -> float:
@@ -235,7 +228,7 @@ def compare(
     """Measure both pipelines in turns."""
     asked = [query.question for query in load_company().split("dev")]
     rows: list[Row] = []
-    for name in ("wait", "ask"):
+    for name in options.pipelines:
         count = options.requests if name == "wait" else max(1, options.requests // 2)
         questions = list(itertools.islice(itertools.cycle(asked), count))
         bodies = [{"question": question} for question in questions]
@@ -253,7 +246,8 @@ def compare(
             measures[COMPONENTS] = lambda questions=questions: called(questions)
         say(f"  {name}, {options.clients} clients, {count} requests")
         for server in loaded.values():
-            server.send(options.clients)  # what is imported or opened at first is not measured
+            server()  # what is imported or opened at first is not measured
+            server.milliseconds.clear()
         rates = alternating({**measures, **loaded}, options.rounds)
         case = {"pipeline": name, "clients": options.clients, "wait": f"{options.wait:g} s"}
         targets: dict[str, float | None] = {LIMIT: TARGET if name == "wait" else None}
@@ -277,6 +271,7 @@ def _ports(count: int) -> list[int]:
 def main() -> int:
     """Measure and print."""
     options = parser(__doc__, rounds=5)
+    options.add_argument("--pipelines", nargs="+", choices=PIPELINES, default=PIPELINES)
     options.add_argument("--clients", type=int, default=200)
     options.add_argument("--wait", type=float, default=0.2, help="seconds that a chat takes")
     options.add_argument("--requests", type=int, default=2000, help="of a round; half for ask")

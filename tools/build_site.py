@@ -33,7 +33,7 @@ OWNER, NAME = REPOSITORY.removeprefix("https://github.com/").split("/")
 SITE = f"https://{OWNER}.github.io/{NAME}/"
 # The pages beside the recipes, in the order of the navigation. Pages of docs/ that are not named
 # come with "Background".
-USE = ["install", "platforms", "settings", "ask", "servers", "protocol", "services"]
+USE = ["install", "platforms", "settings", "ask", "sweep", "servers", "protocol", "services"]
 WORK = ["architecture", "testing"]
 OTHERS = {
     "Use": [

@@ -68,7 +68,7 @@ def install_packages(bundle, venv):
     if not os.path.exists(python):
         say("Making the virtual environment %s ..." % venv)
         subprocess.check_call([sys.executable, "-m", "venv", venv])
-    say("Installing the packages (one to four minutes) ...")
+    say("Installing the packages (one to five minutes) ...")
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index"]
     pip += ["--find-links", path_of("wheels"), "-c", path_of("constraints.txt")]
     everything = [*pip, "nim-rag-cookbook[%s]" % ",".join(bundle["extras"])]

@@ -1,8 +1,9 @@
-"""Build the PDFs of the invented company's collection from their Markdown.
+"""Build the PDFs of the invented company's collections from their Markdown.
 
 Run it as `make pdfs` after a change to a source with `format: pdf`, and commit both. The same
 source gives the same bytes, with any platform and Python: only the fonts that every PDF reader has,
-no compression, and dates from the source. `--check` writes nothing and tells what differs.
+no compression, dates from the source, and pictures (`tools/make_pictures.py`) as the JPEG files
+that they are. `--check` writes nothing and tells what differs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fpdf import FPDF, FontFace
-from fpdf.enums import TableBordersLayout, TableCellFillMode
+from fpdf.enums import TableBordersLayout, TableCellFillMode, TableHeadingsDisplay
 from fpdf.errors import FPDFException
 from markdown_it import MarkdownIt
 from markdown_it.tree import SyntaxTreeNode
@@ -24,6 +25,7 @@ from nim_cookbook.corpus import Source, load_folder
 from nim_cookbook.errors import CookbookError
 
 ROOT = Path(__file__).resolve().parent.parent
+PICTURES = ROOT / "data" / "tables" / "pictures"
 COMPANY = "Tarnfeld Hydrometrics"
 # Not strftime: a locale must not change the bytes.
 MONTHS = (
@@ -51,6 +53,8 @@ class Layout:
         margin: The space left and right of the text.
         accent: The colour of titles, headings and lines.
         band: Whether the header stands in a filled band, as brochures have it.
+        flows: Whether a table goes on over the page, where its heading is not repeated.
+        borders: Which lines a table has.
     """
 
     label: str
@@ -61,21 +65,30 @@ class Layout:
     margin: float
     accent: tuple[int, int, int]
     band: bool = False
+    flows: bool = False
+    borders: TableBordersLayout = TableBordersLayout.HORIZONTAL_LINES
 
 
 LAYOUTS = {
     "report": Layout("Quarterly report", "Times", 11, 7.0, 5.5, 32, (24, 62, 92)),
     "incident": Layout("Incident report", "Times", 11, 6.0, 3.5, 27, (122, 44, 30)),
     "datasheet": Layout("Data sheet", "Helvetica", 9.5, 4.7, 2.4, 20, (0, 88, 104), band=True),
+    "list": Layout(
+        *("List", "Helvetica", 9.5, 5.4, 3, 20, (58, 70, 40)),
+        flows=True,
+        borders=TableBordersLayout.ALL,
+    ),
+    "scan": Layout("Form", "Helvetica", 12, 7.0, 5, 20, (20, 20, 20)),
 }
 
 
 class Paper(FPDF):
     """A company paper: header, footer, and blocks that no page break cuts in two."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, pictures: Path) -> None:
         super().__init__(format="A4", unit="mm")
         self.source = source
+        self.pictures = pictures
         if source.kind not in LAYOUTS:
             raise ValueError(f"no layout for the kind {source.kind!r}")
         self.layout = LAYOUTS[source.kind]
@@ -135,6 +148,8 @@ class Paper(FPDF):
                 self.title_block(plain(node))
             case "heading":
                 self.heading(plain(node))
+            case "paragraph" if (image := picture(node)) is not None:
+                self.figure(image)
             case "paragraph":
                 self.paragraph(plain(node))
             case "bullet_list" | "ordered_list":
@@ -169,6 +184,13 @@ class Paper(FPDF):
         self.use_text_font()
         self.multi_cell(0, self.layout.line, text, align="L", new_x="LMARGIN", new_y="NEXT")
         self.ln(self.layout.gap)
+
+    def figure(self, image: SyntaxTreeNode) -> None:
+        """Draw a picture, with its alternative text for those who do not see it."""
+        path = self.pictures / str(image.attrs["src"])
+        alt = "".join(leaf.content for leaf in image.children)
+        self.image(path, w=self.epw * 0.6, alt_text=alt)
+        self.ln(self.layout.gap / 2)
 
     def listing(self, node: SyntaxTreeNode) -> None:
         """Draw a list with bullets or numbers."""
@@ -206,10 +228,11 @@ class Paper(FPDF):
             text_align="LEFT",
             line_height=self.layout.line - 0.5,
             padding=(0.5, 1.5),
-            borders_layout=TableBordersLayout.HORIZONTAL_LINES,
+            borders_layout=self.layout.borders,
             cell_fill_color=PALE,
             cell_fill_mode=TableCellFillMode.EVEN_ROWS,
             headings_style=style,
+            repeat_headings=TableHeadingsDisplay(not self.layout.flows),
         ) as table:
             for row in rows:
                 table.row(row)
@@ -235,39 +258,58 @@ def plain(node: SyntaxTreeNode) -> str:
     return "".join(words[leaf.type](leaf) for leaf in leaves)
 
 
+def picture(node: SyntaxTreeNode) -> SyntaxTreeNode | None:
+    """Return the picture that a paragraph is, if it is nothing else."""
+    leaves = [leaf for inline in node.children for leaf in inline.children]
+    return leaves[0] if [leaf.type for leaf in leaves] == ["image"] else None
+
+
 def groups(body: SyntaxTreeNode) -> Iterator[list[SyntaxTreeNode]]:
-    """Yield the blocks of a document; a heading comes with the block below it."""
+    """Yield the blocks of a document; a heading or a picture comes with the block below it."""
     group: list[SyntaxTreeNode] = []
     for node in body.children:
         group.append(node)
-        if node.type != "heading":
+        if node.type != "heading" and picture(node) is None:
             yield group
             group = []
     if group:
         yield group
 
 
-def build(source: Source) -> bytes:
+def build(source: Source, pictures: Path = PICTURES) -> bytes:
     """Return the PDF of a source.
 
     A page begins before a group of blocks that does not fit: header and footer then never stand
-    in the midst of a paragraph, list or table, and the words of a quote stay in a row.
+    in the midst of a paragraph, list or table, and the words of a quote stay in a row. Only a table
+    of a layout that flows is cut, between two rows. Of a scan the only page is a picture.
     """
     try:
-        paper = Paper(source)
+        paper = Paper(source, pictures)
+        if source.kind == "scan":
+            return scan(paper)
         paper.add_page()
         body = SyntaxTreeNode(MarkdownIt("commonmark").enable("table").parse(source.text))
         for group in groups(body):
             with paper.offset_rendering() as trial:
                 for node in group:
                     trial.draw(node)
-            if trial.page_break_triggered:
+            cut = paper.layout.flows and group[-1].type == "table"
+            if trial.page_break_triggered and not cut:
                 paper.add_page()
             for node in group:
                 paper.draw(node)
         return bytes(paper.output())
     except (ValueError, FPDFException) as error:
         sys.exit(f"{source.id}.md cannot become a PDF ({error}): write it more plainly.")
+
+
+def scan(paper: Paper) -> bytes:
+    """Return a PDF whose only page is the picture of that name, as a scanner writes it."""
+    paper.set_auto_page_break(False)
+    paper.header = paper.footer = lambda: None  # type: ignore[method-assign]
+    paper.add_page()
+    paper.image(paper.pictures / f"{paper.source.id}.jpg", 0, 0, paper.w, paper.h)
+    return bytes(paper.output())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -286,7 +328,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sources = load_folder(given.folder / "documents").sources
     except CookbookError as error:
         sys.exit(str(error))
-    built = {f"{s.id}.pdf": build(s) for s in sources if s.format == "pdf"}
+    pictures = given.folder / "pictures"
+    built = {f"{s.id}.pdf": build(s, pictures) for s in sources if s.format == "pdf"}
     there = {path.name: path.read_bytes() for path in folder.glob("*.pdf")}
     changed = sorted(name for name in built if built[name] != there.get(name))
     gone = sorted(there.keys() - built.keys())

@@ -29,6 +29,7 @@ pytestmark = [
 ]
 
 QUESTION = "Under which number are hand warmers ordered?"
+FOLLOW_UP = "And how thick must the ice be?"
 ANSWER, SOURCE, TITLE = "WX-77", "handbook-021", "Winter visits and work near ice"
 # Where a notebook's picture is wanted; otherwise beside the test's other files.
 SCREENSHOT = "COOKBOOK_SCREENSHOT"
@@ -86,6 +87,14 @@ def test_a_reader_asks_and_reads_the_answer_and_its_source(
             answer.get_by_text("Source 1").click()
             # The chunk's first line, beside the answer.
             playwright.expect(page.get_by_text(TITLE)).to_be_visible()
+            box.fill(FOLLOW_UP)
+            playwright.expect(box).to_have_text(FOLLOW_UP)
+            box.press("Enter")
+            playwright.expect(asked.last).to_have_text(FOLLOW_UP)
+            answer = page.locator('[data-step-type="assistant_message"]').last
+            playwright.expect(answer).to_contain_text(
+                f"Searched for: {QUESTION} {FOLLOW_UP}", timeout=60_000
+            )
             picture = Path(os.environ.get(SCREENSHOT) or tmp_path / "chat.png")
             picture.parent.mkdir(exist_ok=True)
             picture.write_bytes(small_png(page.screenshot()))

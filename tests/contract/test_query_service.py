@@ -279,6 +279,58 @@ def test_the_openai_client_streams_an_answer_with_its_source(chat: openai.OpenAI
     assert chunks[-2].model_extra["sources"][0]["document"] == "handbook-021"
 
 
+FIRST = "How thick must clear ice on a reservoir be before anyone walks on it?"
+TALK: Any = [
+    {"role": "user", "content": FIRST},
+    {"role": "assistant", "content": "14 cm.\n\nSources:\n- [1] handbook-021.md"},
+    {"role": "user", "content": QUESTION},
+]
+
+
+def test_what_is_found_for_a_follow_up_is_what_the_joined_questions_find(
+    chat: openai.OpenAI, client: httpx.Client
+) -> None:
+    done = chat.chat.completions.create(model="ask", messages=TALK)
+    both = f"{FIRST} {QUESTION}"
+    assert done.model_extra
+    assert done.model_extra["conversation"] == {
+        "searched_for": both, "looked_at": 1, "forgotten": 0,
+    }  # fmt: skip
+    found = client.post("/search/run", json={"question": both, "top_k": TOP_K}).json()["result"]
+    assert [one["text"] for one in done.model_extra["sources"]] == [
+        one["text"] for one in found["sources"]
+    ]
+
+
+def test_what_is_forgotten_of_a_streamed_conversation_is_said(chat: openai.OpenAI) -> None:
+    older: Any = [
+        {"role": role, "content": text}
+        for n in range(3)
+        for role, text in (("user", f"What is said of ice, part {n}?"), ("assistant", "Nothing."))
+    ]
+    stream = chat.chat.completions.create(model="ask", messages=[*older, *TALK], stream=True)
+    chunks = list(stream)
+    texts = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert "Not considered: 1 earlier question." in texts
+    assert chunks[-2].model_extra
+    assert chunks[-2].model_extra["conversation"]["looked_at"] == 3
+    assert chunks[-2].model_extra["conversation"]["forgotten"] == 1
+
+
+def test_a_follow_up_is_rewritten_where_that_is_set(
+    services: LocalServices, default_server: Servers
+) -> None:
+    settings = environment(services, default_server, COOKBOOK_FOLLOW_UPS="rewritten")
+    with running(services, settings) as rewriting:
+        asked = openai.OpenAI(base_url=f"{rewriting.url}/v1", api_key=TOKEN, max_retries=0)
+        done = asked.chat.completions.create(model="ask", messages=TALK)
+    assert done.model_extra
+    made = done.model_extra["conversation"]
+    assert made["looked_at"] == 1
+    assert made["searched_for"].strip()
+    assert "\n" not in made["searched_for"]
+
+
 def test_a_stream_without_a_question_is_refused_before_it_begins(chat: openai.OpenAI) -> None:
     for messages in ([{"role": "system", "content": "Hello"}], [{"role": "user", "content": ""}]):
         with pytest.raises(openai.UnprocessableEntityError):

@@ -30,8 +30,9 @@ MOST_WORDS = 1200
 HEADER_LINES = ("level", "minutes", "packages")
 OURS = ("nim_cookbook", "rag_service", "capacity")
 COPYABLE = ("01", "02", "05", "11")  # these have a complete cell to paste into another project
-# A part of this project is their subject: the update, the service, the queue, the plan, the chart.
-ABOUT_OURS = ("04", "11", "12", "13", "14")
+# A part of this project is their subject: the update, the service, the queue, the plan, the chart,
+# the sweep.
+ABOUT_OURS = ("04", "11", "12", "13", "14", "15")
 BADGE = re.compile(
     r"\[!\[[^\]]+\]\(https://colab\.research\.google\.com/assets/colab-badge\.svg\)\]"
     r"\(https://colab\.research\.google\.com/github/[\w.-]+/[\w.-]+/blob/[\w./-]+/notebooks/([\w.-]+)\)"

@@ -26,7 +26,7 @@ def begin(folder: Path, title: str) -> int:
 def test_it_appends_the_next_recipe_and_says_what_follows(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    number = f"{len(recipes.load(folder)):02d}"
+    number = f"{1 + int(recipes.load(folder)[-1].number):02d}"
     assert begin(folder, "  Über  tables ") == 0
     assert (folder / "recipes.toml").read_bytes().startswith(INDEX.read_bytes())
     recipe = recipes.load(folder)[-1]
@@ -36,6 +36,7 @@ def test_it_appends_the_next_recipe_and_says_what_follows(
     text = capsys.readouterr().out
     assert re.findall(r"^  (\d)\. ", text, re.MULTILINE) == ["1", "2", "3", "4", "5"]
     assert f"make notebooks RECIPES={number}" in text
+    assert f'PYTEST_ARGS="-k {number}"' in text
 
 
 @pytest.mark.parametrize(

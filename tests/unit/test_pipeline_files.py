@@ -91,7 +91,12 @@ def test_a_loaded_pipeline_asks_the_endpoints_of_this_installation(
 ) -> None:
     monkeypatch.setenv("NIM_API_KEY", "not-needed")
     parts = load(name, endpoints()).to_dict()["components"]
-    roles = {"ask": ROLES, "search": ("embedding", "reranking"), "indexing": ("embedding",)}[name]
+    roles = {
+        "ask": ROLES,
+        "search": ("embedding", "reranking"),
+        "rewrite": ("chat",),
+        "indexing": ("embedding",),
+    }[name]
     text = json.dumps(parts, default=str)
     assert set(re.findall(r"http://(\w+)\.test/v1", text)) == set(roles)
     assert "integrate.api.nvidia.com" not in text

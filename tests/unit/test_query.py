@@ -11,8 +11,9 @@ from fastapi import HTTPException
 from haystack import Document
 from haystack.dataclasses import ChatMessage
 
+from nim_cookbook.conversations import CHARACTERS, QUESTIONS
 from nim_cookbook.endpoints import Endpoint, Endpoints
-from rag_service.query import Ask, Reply, Service
+from rag_service.query import Ask, Reply, Service, source
 
 CHAT = Endpoint("chat", "http://127.0.0.1:9/v1", "some/model", "COOKBOOK_TEST_KEY", "weights")
 
@@ -20,10 +21,14 @@ CHAT = Endpoint("chat", "http://127.0.0.1:9/v1", "some/model", "COOKBOOK_TEST_KE
 class Answering:
     """A pipeline whose chat model says this."""
 
-    def __init__(self, text: str, finish_reason: str) -> None:
-        self.reply = ChatMessage.from_assistant(text, meta={"finish_reason": finish_reason})
+    graph = ("ranker", "prompt_builder", "text_embedder")
 
-    async def run_async(self, *_: object, **__: object) -> dict[str, Any]:
+    def __init__(self, text: str, finish_reason: str = "stop") -> None:
+        self.reply = ChatMessage.from_assistant(text, meta={"finish_reason": finish_reason})
+        self.given: dict[str, Any] = {}
+
+    async def run_async(self, given: dict[str, Any], **_: object) -> dict[str, Any]:
+        self.given = given
         chunks = [Document(content="The heron sleeps.", score=1.0)]
         return {"ranker": {"documents": chunks}, "generator": {"replies": [self.reply]}}
 
@@ -60,3 +65,122 @@ def test_an_empty_or_cut_off_answer_is_an_error_in_one_sentence(
     with pytest.raises(HTTPException, match=says) as caught:
         asked(text, finish_reason)
     assert caught.value.status_code == 502
+
+
+@pytest.mark.parametrize("title", [1984, {"a": 1}])
+def test_a_title_that_is_no_text_is_served_as_text(title: object) -> None:
+    """In an index of an earlier version, which took metadata as YAML had read it."""
+    chunk = Document(content="The heron sleeps.", meta={"file_path": "a.md", "title": title})
+    assert source(chunk).title == str(title)
+
+
+# ---------------------------------------------------------------------------------- follow-ups
+
+
+def said(*texts: str) -> list[dict[str, Any]]:
+    """Return messages of the user and the assistant in turn."""
+    roles = ("user", "assistant")
+    return [{"role": roles[n % 2], "content": text} for n, text in enumerate(texts)]
+
+
+Follow = Callable[..., tuple[dict[str, Any], dict[str, Any]]]
+
+
+@pytest.fixture
+def follow() -> Follow:
+    """Ask with a conversation; return the completion and what the pipeline was given."""
+
+    def ask(
+        messages: list[dict[str, Any]], how: str = "joined", rewritten: Answering | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        wrapper: Any = Ask()
+        wrapper.service = Service(Endpoints("local", {"chat": CHAT}), Any, lambda *_: None)
+        wrapper.pipeline, wrapper.rewrite = Answering("Yes."), rewritten
+        wrapper.follow_ups = how
+        done = asyncio.run(wrapper.run_chat_completion_async("ask", messages, {}))
+        return done.model_dump(), wrapper.pipeline.given
+
+    return ask
+
+
+TALK = said("Where does the heron sleep?", "In a tree.", "And the otter?")
+JOINED = "Where does the heron sleep? And the otter?"
+
+
+def test_a_first_question_is_asked_as_it_is(follow: Follow) -> None:
+    done, given = follow(said("And the otter?"))
+    assert given["text_embedder"]["text"] == given["ranker"]["query"] == "And the otter?"
+    assert "conversation" not in done
+    assert "Not considered" not in done["choices"][0]["message"]["content"]
+
+
+def test_a_follow_up_is_joined_with_the_questions_before_it(follow: Follow) -> None:
+    done, given = follow(TALK)
+    assert given["text_embedder"]["text"] == given["ranker"]["query"] == JOINED
+    assert given["prompt_builder"]["question"] == "And the otter?"  # the model sees the chunks
+    assert done["conversation"] == {"searched_for": JOINED, "looked_at": 1, "forgotten": 0}
+
+
+def test_a_follow_up_is_rewritten_by_the_chat_model(follow: Follow) -> None:
+    rewriting = Answering("Where does the otter sleep?\n")
+    done, given = follow(TALK, "rewritten", rewriting)
+    assert rewriting.given["prompt_builder"]["earlier"] == ["Where does the heron sleep?"]
+    assert given["prompt_builder"]["question"] == "Where does the otter sleep?"
+    assert done["conversation"]["searched_for"] == "Where does the otter sleep?"
+
+
+@pytest.mark.parametrize("useless", [Answering(" \n"), Answering("Where does", "length")])
+def test_a_rewrite_that_cannot_be_used_is_replaced_by_joining(
+    follow: Follow, useless: Answering
+) -> None:
+    done, _ = follow(TALK, "rewritten", useless)
+    assert done["conversation"]["searched_for"] == JOINED
+
+
+def test_switched_off_all_earlier_questions_are_forgotten_and_that_is_said(follow: Follow) -> None:
+    done, given = follow(TALK, "off")
+    assert given["text_embedder"]["text"] == "And the otter?"
+    assert done["conversation"] == {
+        "searched_for": "And the otter?",
+        "looked_at": 0,
+        "forgotten": 1,
+    }
+    assert "Not considered: 1 earlier question." in done["choices"][0]["message"]["content"]
+
+
+def test_older_questions_are_forgotten_and_that_is_said(follow: Follow) -> None:
+    texts = [text for n in range(QUESTIONS + 2) for text in (f"Question {n}?", f"Answer {n}.")]
+    done, given = follow(said(*texts, "And now?"))
+    asked = "Question 2? Question 3? Question 4? And now?"
+    assert given["text_embedder"]["text"] == asked
+    assert done["conversation"] == {"searched_for": asked, "looked_at": QUESTIONS, "forgotten": 2}
+    assert "Not considered: 2 earlier questions." in done["choices"][0]["message"]["content"]
+
+
+def test_a_long_question_leaves_no_room_for_earlier_ones(follow: Follow) -> None:
+    for first, last in (("x" * CHARACTERS, "And now?"), ("What?", "x" * 3999)):
+        done, given = follow(said(first, "So.", last))
+        assert given["text_embedder"]["text"] == last
+        assert done["conversation"]["forgotten"] == 1
+
+
+@pytest.mark.parametrize("how", ["joined", "rewritten"])
+def test_half_a_character_in_an_earlier_question_is_the_callers_mistake(
+    follow: Follow, how: str
+) -> None:
+    with pytest.raises(HTTPException) as caught:
+        follow(said("\ud800?", "So.", "And now?"), how, Answering("never asked"))
+    assert caught.value.status_code == 422
+
+
+def test_only_what_the_user_said_counts(follow: Follow) -> None:
+    messages: list[Any] = said("What?", "Yes.", " ", "No.", "And now?")
+    messages.insert(0, {"role": "system", "content": "Be kind."})
+    messages.insert(2, "no message")
+    done, given = follow(messages)
+    assert given["text_embedder"]["text"] == "What? And now?"
+    assert done["conversation"] == {
+        "searched_for": "What? And now?",
+        "looked_at": 1,
+        "forgotten": 0,
+    }

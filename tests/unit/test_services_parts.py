@@ -45,6 +45,7 @@ from rag_service.retry import (
 )
 from rag_service.settings import (
     FILES,
+    FOLLOW_UPS,
     INDEX,
     NATS_URL,
     ORIGINS,
@@ -66,7 +67,8 @@ NOBODY = "127.0.0.1:9"  # the discard port: nothing listens
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # no .env file
-    for name in (NATS_URL, STORE_URL, FILES, INDEX, UPLOAD_MB, START_WAIT, ORIGINS, TOKEN):
+    names = (NATS_URL, STORE_URL, FILES, INDEX, UPLOAD_MB, START_WAIT, FOLLOW_UPS, ORIGINS, TOKEN)
+    for name in names:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -290,6 +292,7 @@ def test_settings_hide_their_secrets(monkeypatch):
         (ORIGINS, "https://chat.example.com/", "without a slash"),
         (UPLOAD_MB, "many", "whole number"),
         (START_WAIT, "-1", "whole number"),
+        (FOLLOW_UPS, "guess", "set it to 'joined', 'rewritten' or 'off'"),
     ],
 )
 def test_settings_of_the_query_service_are_checked(monkeypatch, variable, value, sentence):

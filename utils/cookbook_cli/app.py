@@ -258,6 +258,66 @@ def ask(
 
 
 @app.command()
+def sweep(
+    folder: Annotated[Path, typer.Argument(help="A folder of your files.")],
+    questions: Annotated[
+        Path, typer.Argument(help="Your questions, one JSON object a line: docs/sweep.md.")
+    ],
+    test: Annotated[
+        Path | None,
+        typer.Option(
+            help="Questions for the confirmation alone. [default: those of the split `test`, else "
+            "every third one]"
+        ),
+    ] = None,
+    grid: Annotated[
+        Path | None, typer.Option(help="What to try. [default: the packaged grid of 112 designs]")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Designs that the first table shows.")] = 10,
+    answers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Questions that each of the best designs answers. [default: 40]"),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the winner's YAML files.")] = Path(
+        "winner"
+    ),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Write all results as one JSON object.")
+    ] = False,
+    endpoints: Endpoints = None,
+    models: Models = None,
+    port_base: PortBase = None,
+) -> int:
+    """Find the design of a RAG pipeline that suits your own files and questions.
+
+    What was computed is kept in the cache folder: an interrupted sweep goes on where it was.
+
+    Examples:
+
+        nim-cookbook sweep ~/papers questions.jsonl
+
+        nim-cookbook sweep ~/papers questions.jsonl --grid my-grid.toml --json > results.json
+    """
+    _need_measures()
+    from cookbook_cli.sweep import sweep as race
+
+    _use_models(models)
+    _use_ports(port_base)
+    return race(
+        _console(),
+        folder,
+        questions,
+        test=test,
+        grid_file=grid,
+        top=top,
+        answers=answers,
+        output=output,
+        as_json=as_json,
+        mode=endpoints,
+    )
+
+
+@app.command()
 def doctor(
     endpoints: Endpoints = None,
     port_base: PortBase = None,
@@ -417,6 +477,13 @@ def _use_ports(base: int | None) -> None:
     """Ask for a block of ports, here and in the processes that are started."""
     if base is not None:
         os.environ["COOKBOOK_PORT_BASE"] = str(base)
+
+
+def _need_measures() -> None:
+    if not all(map(importlib.util.find_spec, ("ranx", "scipy"))):
+        raise ConfigurationError(
+            "A sweep needs ranx and scipy: run `pip install 'nim-rag-cookbook[measure]'`."
+        )
 
 
 def _need_jupyter() -> None:

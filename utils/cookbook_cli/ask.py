@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import sqlite3
 import sys
 from collections.abc import Iterator, Mapping
@@ -23,22 +22,19 @@ from haystack_integrations.document_stores.qdrant.document_store import QdrantSt
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
-from cookbook_cli.connection import Mode, caption, connected, shown
+from cookbook_cli.connection import Mode, caption, connected, explained, quiet, shown
 from cookbook_cli.folder_index import FolderIndex, damaged, opened
 from cookbook_cli.progress import LoggedProgress
 from nim_cookbook import answering, indexing
 from nim_cookbook.answering import Answer
 from nim_cookbook.bounded import BoundedPreparation
 from nim_cookbook.endpoints import Endpoints
-from nim_cookbook.errors import CookbookError, DataError, EndpointUnreachable
-from nim_cookbook.explain import explain
+from nim_cookbook.errors import DataError
 from nim_cookbook.folders import SUFFIXES, Folder, read_folder
 from nim_cookbook.models import ROLES
 
 MOST_NOTES = 20
 FIRST_WORDS = 100  # characters
-# The libraries log what the report of the indexing says better.
-_NOISY = ("haystack", "haystack_integrations", "pypdf", "trafilatura")
 
 
 def ask(
@@ -70,9 +66,9 @@ def ask(
         if as_json:
             console = Console(stderr=True)
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        stack.enter_context(_quiet())
+        stack.enter_context(quiet())
         api = stack.enter_context(connected(mode))
-        stack.enter_context(_explained())
+        stack.enter_context(explained())
         identity, dimensions = api.embedding.weights, _width(api)
         index = stack.enter_context(opened(folder.path, identity, dimensions, rebuild=rebuild))
         _index(index, folder, api, f"{identity}, {dimensions}", console)
@@ -138,33 +134,6 @@ def _pipeline(api: Endpoints, index: FolderIndex, top_k: int, threshold: float |
     assert isinstance(ranker, NvidiaRanker)
     ranker.truncate = RankerTruncateMode.END
     return pipeline
-
-
-@contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    """Turn errors of an endpoint into one sentence."""
-    try:
-        yield
-    except CookbookError:
-        raise
-    except Exception as error:
-        sentence = explain(error)
-        if sentence is None:
-            raise
-        raise EndpointUnreachable(sentence) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the libraries' log lines away: what matters of them is in the report."""
-    levels = {name: logging.getLogger(name).level for name in _NOISY}
-    for name in levels:
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
 
 
 # --- indexing -------------------------------------------------------------------------------

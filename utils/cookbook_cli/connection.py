@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from nim_cookbook.endpoints import Endpoints
 
 
+# The libraries log what a command's own report says better.
+_NOISY = ("haystack", "haystack_integrations", "pypdf", "trafilatura")
 # Where the endpoints are: the values of COOKBOOK_ENDPOINTS.
 Mode = Literal["local", "hosted", "self-hosted"]
 
@@ -57,3 +60,37 @@ def shown(path: Path) -> str:
     path = path.resolve()
     here = Path.cwd().resolve()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Turn errors of an endpoint into one sentence.
+
+    Raises:
+        EndpointUnreachable: With that sentence.
+    """
+    from nim_cookbook.errors import CookbookError, EndpointUnreachable
+    from nim_cookbook.explain import explain
+
+    try:
+        yield
+    except CookbookError:
+        raise
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        raise EndpointUnreachable(sentence) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the libraries' log lines away: what matters of them is in the report."""
+    levels = {name: logging.getLogger(name).level for name in _NOISY}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

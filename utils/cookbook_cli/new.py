@@ -28,12 +28,15 @@ LESSON = "Say in one sentence what the reader learns."
 FLOOR = Floor(measure="margin of the text that answers", min=0.05)
 STEPS = """\
 Five steps follow; CONTRIBUTING.md explains them:
-  1. Write the lesson, level, minutes and packages: in the first cell and in recipes.toml.
+  1. Write the lesson, level, minutes and packages: in the first cell and in recipes.toml;
+     there also the endpoints that it calls and the extras that it imports.
   2. Replace the template's step by yours: `make lab`.
   3. Measure what your step changed, and set floors in recipes.toml.
-  4. Execute it and store its outputs: `make notebooks RECIPES={number}`. Then read them in prose.
-  5. Write its row into the README's table, and check the recipe:
-     make lint test-recipes PYTEST_ARGS="-k {number}"
+  4. Sort its imports: `.venv/bin/ruff check --fix notebooks`. Execute it and store its outputs:
+     `make notebooks RECIPES={number}`. Then read them in prose.
+  5. Write its set-up cell and its row in the README, and check the recipe:
+     make stamp tables
+     make lint test-code test-recipes PYTEST_ARGS="-k {number}"
 """
 
 

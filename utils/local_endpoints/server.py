@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -228,6 +229,8 @@ class Start:
             s.role: s.weights.description for s in roles if s.weights is not None
         }
         self._announce(names)
+        gc.collect()
+        gc.freeze()  # the garbage collector need not walk through all that stays
         self.watcher = asyncio.create_task(source.run())
         for name, url in self.urls.items():
             what = names.get(name) or self.contents.get(name, "")

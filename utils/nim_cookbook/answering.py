@@ -32,6 +32,8 @@ REFUSAL = "The documents do not tell."
 CANDIDATES = 20
 #: Chunks that the chat model sees. An update and what it replaces are both among three.
 TOP_K = 3
+#: The steps that may find the chunks of an answer, the last one first.
+FINDING = ("ranker", "joiner", "retriever", "keywords")
 #: Longest answer in tokens.
 MAX_TOKENS = 120
 
@@ -183,21 +185,41 @@ def ask(pipeline: Pipeline, question: str, filters: Mapping[str, Any] | None = N
         filters: Which chunks may be found, as Haystack writes filters, such as
             `{"field": "meta.kind", "operator": "==", "value": "report"}`.
     """
-    result = pipeline.run(
-        {
-            "text_embedder": {"text": question},
-            "retriever": {"filters": dict(filters) if filters else None},
-            "ranker": {"query": question},
-            "prompt_builder": {"question": question},
-        },
-        include_outputs_from={"ranker"},
-    )
+    result = pipeline.run(inputs(pipeline, question, filters), include_outputs_from=set(FINDING))
     return answer_of(question, result)
+
+
+def inputs(
+    pipeline: Pipeline, question: str, filters: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Return the inputs of a query pipeline, for those of the usual steps that it has.
+
+    Args:
+        pipeline: See `query_pipeline`; steps may be missing, and `keywords` may search too.
+        question: The question.
+        filters: See `ask`.
+    """
+    chosen = {"filters": dict(filters) if filters else None}
+    given: dict[str, dict[str, Any]] = {
+        "text_embedder": {"text": question},
+        "retriever": chosen,
+        "keywords": {"query": question, **chosen},
+        "ranker": {"query": question},
+        "prompt_builder": {"question": question},
+    }
+    return {step: values for step, values in given.items() if step in pipeline.graph}
+
+
+def found(result: Mapping[str, Any]) -> list[Document]:
+    """Return the chunks that a run of a query pipeline found: those of its last finding step."""
+    last = next(step for step in FINDING if step in result)
+    documents: list[Document] = result[last]["documents"]
+    return documents
 
 
 def answer_of(question: str, result: Mapping[str, Any]) -> Answer:
     """Return what came of a run of the query pipeline."""
-    ranked: list[Document] = result["ranker"]["documents"]
+    ranked = found(result)
     best = ranked[0].score if ranked else None
     if "generator" not in result:
         return Answer(question, result["router"]["refusal"], True, (), best)

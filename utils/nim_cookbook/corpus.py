@@ -18,11 +18,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import Field
 
 from nim_cookbook.data import Evidence as Evidence
+from nim_cookbook.data import FollowUp as FollowUp
 from nim_cookbook.data import Query as Query
 from nim_cookbook.data import Text, brief, data_path, numbered_records, read_text, validated
 from nim_cookbook.errors import DataError
@@ -36,6 +37,7 @@ SPLITS = ("train", "dev", "test")
 
 _FORMATS = {".md": "md", ".txt": "txt", ".html": "html", ".htm": "html"}
 _WORD = re.compile(r"\w+")
+Q = TypeVar("Q", bound=Query)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +160,22 @@ def load_company() -> Collection:
     queries = [
         query
         for split in SPLITS
-        for query in _queries(folder / "questions" / f"{split}.jsonl", sources, split)
+        for query in _queries(Query, folder / "questions" / f"{split}.jsonl", sources, split)
     ]
     return Collection(tuple(sources.values()), tuple(queries))
+
+
+def load_follow_ups(split: str) -> tuple[FollowUp, ...]:
+    """Return follow-up questions about the packaged collection's documents in force.
+
+    Args:
+        split: `dev` or `test`.
+
+    Raises:
+        DataError: There is no such split, or a file is missing or malformed.
+    """
+    path = data_path(f"conversations/{split}.jsonl")
+    return tuple(_queries(FollowUp, path, _sources(data_path("company/documents")), split))
 
 
 def company_files(*batches: str) -> list[CompanyFile]:
@@ -208,7 +223,7 @@ def load_folder(folder: str | Path) -> Collection:
     if not sources:
         raise DataError(f"There is no folder {str(folder)!r} with .md, .txt or .html files.")
     questions = folder / "questions.jsonl"
-    queries = _queries(questions, sources) if questions.is_file() else []
+    queries = _queries(Query, questions, sources) if questions.is_file() else []
     return Collection(tuple(sources.values()), tuple(queries))
 
 
@@ -312,11 +327,16 @@ def _source(path: Path, name: str) -> Source:
     )
 
 
-def _queries(path: Path, sources: Mapping[str, Source], split: str = "") -> list[Query]:
-    queries: dict[str, Query] = {}
+def _queries(
+    kind: type[Q],
+    path: Path,
+    sources: Mapping[str, Source],
+    split: str = "",
+) -> list[Q]:
+    queries: dict[str, Q] = {}
     for where, record in numbered_records(path):
         defaults = {"id": f"q-{where.split()[1]}"}
-        query = validated(Query, defaults | record | ({"split": split} if split else {}), where)
+        query = validated(kind, defaults | record | ({"split": split} if split else {}), where)
         if query.id in queries:
             raise DataError(f"{where}: the question id {brief(query.id)} is used a second time.")
         for entry in query.evidence:

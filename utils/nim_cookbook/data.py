@@ -47,6 +47,22 @@ class Query:
         return bool(self.answers or self.evidence)
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A question of a conversation with its answer."""
+
+    question: Text
+    answer: Text
+
+
+@dataclass(frozen=True, slots=True)
+class FollowUp(Query):
+    """A question that was asked after others."""
+
+    turns: tuple[Turn, ...] = ()  # what was said before it, the oldest first
+    standalone: str = ""  # the same question as it would be asked alone, written by hand
+
+
 def _folder(name: str, holds: str) -> Path:
     """Return a folder of the wheel, or of the clone, that holds a file or folder."""
     package = Path(__file__).resolve().parent

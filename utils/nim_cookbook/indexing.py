@@ -48,6 +48,7 @@ from nim_cookbook.endpoints import Endpoint
 from nim_cookbook.errors import DataError
 from nim_cookbook.markup import split_front_matter, visible
 
+Unit = Literal["word", "line", "passage", "page"]
 Status = Literal["added", "changed", "unchanged", "removed", "skipped"]
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
@@ -173,7 +174,7 @@ class HtmlFile:
     """Convert HTML files, without what a reader of the page cannot see.
 
     Haystack's converter takes the text of elements that are hidden by an attribute or a style, and
-    the chat model obeys an instruction that stands there (recipe 19).
+    the chat model may obey an instruction that stands there.
     """
 
     def __init__(self) -> None:
@@ -219,7 +220,11 @@ class TitleLine:
         return f"{title}\n{text}" if title else text
 
 
-def preparation(split_length: int = SPLIT_LENGTH, split_overlap: int = SPLIT_OVERLAP) -> Pipeline:
+def preparation(
+    split_length: int = SPLIT_LENGTH,
+    split_overlap: int = SPLIT_OVERLAP,
+    split_by: Unit = "word",
+) -> Pipeline:
     """Return the pipeline from files to chunks; recipe 03 builds it for PDF files.
 
     Inputs `router.sources` and `router.meta`; output `title.documents`.
@@ -227,6 +232,7 @@ def preparation(split_length: int = SPLIT_LENGTH, split_overlap: int = SPLIT_OVE
     Args:
         split_length: Most words of a chunk.
         split_overlap: Words that a chunk shares with the one before it.
+        split_by: What is counted in the place of words.
     """
     pipeline = Pipeline()
     pipeline.add_component("router", FileTypeRouter(list(CONVERTERS)))
@@ -240,7 +246,7 @@ def preparation(split_length: int = SPLIT_LENGTH, split_overlap: int = SPLIT_OVE
     )
     pipeline.add_component(
         "splitter",
-        DocumentSplitter(split_by="word", split_length=split_length, split_overlap=split_overlap),
+        DocumentSplitter(split_by=split_by, split_length=split_length, split_overlap=split_overlap),
     )
     pipeline.add_component("title", TitleLine())
     for media_type, converter in CONVERTERS.items():

@@ -1,8 +1,9 @@
 """What happens in the chat page; Chainlit loads this file, `rag_service.chat` serves it.
 
 The reader signs in with the query service's token as the password. Questions go to the query
-service as any other client's do, through OpenAI's client with streaming; the chunks open beside
-the answer.
+service as any other client's do, with those before them, through OpenAI's client with streaming;
+the chunks open beside the answer. Below it stands what was made of a follow-up, and what was
+forgotten.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from rag_service.settings import QUERY_URL, service_token
 GREETING = "Ask about the documents, or attach a file to have it indexed."
 # Seconds; a large model may be slow, and a first answer slower.
 _TIMEOUT = 120.0
+# Questions that are sent; the service looks at fewer, and takes at most 1 MB.
+_QUESTIONS = 100
 
 
 @cl.password_auth_callback  # type: ignore[untyped-decorator,unused-ignore]
@@ -50,18 +53,23 @@ async def answer(message: cl.Message) -> None:
 async def _answer(client: openai.AsyncOpenAI, question: str) -> None:
     reply = cl.Message("")
     sources: Sequence[dict[str, Any]] = ()
+    followed: dict[str, Any] = {}
+    asked: list[str] = [*(cl.user_session.get("asked") or ()), question][-_QUESTIONS:]
     try:
         stream = await client.chat.completions.create(
-            model="ask", messages=[{"role": "user", "content": question}], stream=True
+            model="ask", messages=[{"role": "user", "content": text} for text in asked], stream=True
         )
         async for chunk in stream:
-            given = (chunk.model_extra or {}).get("sources")
-            if given is not None:
-                sources = given  # its text lists them once more, for clients without this field
+            extra = chunk.model_extra or {}
+            if extra.get("sources") is not None:
+                # Its text says both once more, for clients without these fields.
+                sources, followed = extra["sources"], extra.get("conversation") or {}
             elif chunk.choices:
                 await reply.stream_token(chunk.choices[0].delta.content or "")
+        cl.user_session.set("asked", asked)
     except openai.OpenAIError as error:
         await reply.stream_token(_sentence(error))
+    await reply.stream_token(_understood(question, followed))
     if sources:
         # A name that stands in the text becomes a link that opens the chunk beside it.
         names = [f"Source {n}" for n in range(1, len(sources) + 1)]
@@ -73,6 +81,16 @@ async def _answer(client: openai.AsyncOpenAI, question: str) -> None:
         ]
         reply.elements = chunks
     await reply.send()
+
+
+def _understood(question: str, followed: dict[str, Any]) -> str:
+    """Return what was made of a follow-up, as text below its answer; empty for a first question."""
+    lines = []
+    if followed and followed["searched_for"] != question:
+        lines.append(f"Searched for: {followed['searched_for']}")
+    if followed and followed["forgotten"]:
+        lines.append(f"Not considered: {followed['forgotten']} of the earlier questions.")
+    return "".join(f"\n\n{line}" for line in lines)
 
 
 async def _upload(client: openai.AsyncOpenAI, element: Any) -> None:  # noqa: ANN401

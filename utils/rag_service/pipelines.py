@@ -6,8 +6,8 @@ variables that do. Where the endpoints and the store are is configuration: `load
 the API catalog, self-hosted NIMs and local stand-ins.
 
 Loading imports the classes that a file names, and a file from somebody else could name anything.
-Haystack therefore loads from an allow-list of modules; `ALLOWED` adds the one of ours that the
-indexing pipeline needs, and nothing else passes.
+Haystack therefore loads from an allow-list of modules; `ALLOWED` adds those of ours that the
+indexing pipeline and the winner of a sweep (`nim_cookbook.designs`) need, and nothing else passes.
 
     python -m rag_service.pipelines            # writes deploy/pipelines/*.yaml
     python -m rag_service.pipelines --check    # tells whether they are current
@@ -33,19 +33,19 @@ from haystack_integrations.components.embedders.nvidia import NvidiaDocumentEmbe
 from haystack_integrations.components.rankers.nvidia.truncate import RankerTruncateMode
 from haystack_integrations.document_stores.qdrant import QdrantDocumentStore
 
-from nim_cookbook import answering, indexing
+from nim_cookbook import answering, conversations, indexing
 from nim_cookbook.endpoints import HOSTED_URL, Endpoint, Endpoints, thinking_fields
 from nim_cookbook.errors import ConfigurationError, CookbookError
 from nim_cookbook.keys import NVIDIA_KEY
 from nim_cookbook.models import ROLES, Role, load_registry
 
-Name = Literal["ask", "search", "indexing"]
+Name = Literal["ask", "search", "rewrite", "indexing"]
 
-NAMES: tuple[Name, ...] = ("ask", "search", "indexing")
+NAMES: tuple[Name, ...] = ("ask", "search", "rewrite", "indexing")
 #: Where the files are, if not where the package has them.
 FOLDER = "COOKBOOK_PIPELINES"
 #: Modules beyond Haystack's own whose classes a file may name.
-ALLOWED = ["nim_cookbook.indexing"]
+ALLOWED = ["nim_cookbook.indexing", "nim_cookbook.designs"]
 #: How Compose and the chart call Qdrant.
 QDRANT_URL = "http://qdrant:6333"
 # What the types of components tell about the model that they call.
@@ -81,13 +81,15 @@ def pipelines_dir() -> Path:
 
 
 def build(name: Name) -> Pipeline:
-    """Return a pipeline as recipes 03 and 08 build it, for the API catalog and Qdrant by URL.
+    """Return a pipeline as recipes 03, 08 and 16 build it, for the API catalog and Qdrant by URL.
 
     Args:
-        name: `ask` goes from a question to an answer, `search` to chunks, and `indexing` from
-            files to vectors.
+        name: `ask` goes from a question to an answer, `search` to chunks, `rewrite` from a
+            follow-up to a question that stands alone, and `indexing` from files to vectors.
     """
     api = _catalog()
+    if name == "rewrite":
+        return conversations.pipeline(api, conversations.REWRITE)
     store = QdrantDocumentStore(
         url=QDRANT_URL,
         api_key=Secret.from_env_var("QDRANT_API_KEY", strict=False),
@@ -135,7 +137,7 @@ def load(
         for component in data["components"].values():
             _point(component, api)
         limit = api.reranking.refusal_logit
-        if "router" in data["components"] and limit is not None:
+        if {"router", "ranker"} <= set(data["components"]) and limit is not None:
             data["components"]["router"] = answering.router(limit).to_dict()
         instances = _over(store, data["components"]) if store else {}
         pipeline = Pipeline.from_dict(data, allowed_modules=ALLOWED, components=instances)
@@ -159,12 +161,15 @@ def load(
 
 def _over(store: DocumentStore, components: Mapping[str, Any]) -> dict[str, Any]:
     """Return the components that work on a store, in the place of those in the file."""
-    from rag_service.stores import embedding_retriever
+    from rag_service.stores import embedding_retriever, keyword_retriever
 
     instances: dict[str, Any] = {}
     if "retriever" in components:
         top_k = components["retriever"]["init_parameters"]["top_k"]
         instances["retriever"] = embedding_retriever(store, top_k)
+    if "keywords" in components:
+        top_k = components["keywords"]["init_parameters"]["top_k"]
+        instances["keywords"] = keyword_retriever(store, top_k)
     if "writer" in components:
         instances["writer"] = DocumentWriter(store, policy=DuplicatePolicy.OVERWRITE)
     return instances

@@ -31,12 +31,14 @@ from haystack.document_stores.types import DocumentStore
 from haystack.errors import FilterError
 from pydantic import BaseModel, Field
 
+from nim_cookbook import answering, conversations
 from nim_cookbook.answering import Answer, answer_of, citation, no_answer, page
 from nim_cookbook.endpoints import Endpoints, connect
 from nim_cookbook.errors import ConfigurationError, CookbookError, causes
 from nim_cookbook.explain import explain
 from nim_cookbook.folders import SUFFIXES
 from nim_cookbook.indexing import SourceFile
+from nim_cookbook.wording import count
 from rag_service.filters import Filters, as_haystack
 from rag_service.pipelines import load
 from rag_service.settings import FILES, STORE_URL, ServingSettings, Settings
@@ -49,7 +51,8 @@ FileId = Annotated[str, fastapi.Path(pattern=r"^file-[0-9a-f]{32}$")]
 #: Threads for the calls that cannot be awaited, per process: as many requests wait on NVIDIA's
 #: embedder and ranker at the same time. Python's own default is four more than there are cores.
 THREADS = 64
-#: Longest question in characters; the rest of a conversation is not sent to the models.
+FINDING = set(answering.FINDING)
+#: Longest question in characters.
 QUESTION_LENGTH = 4000
 
 
@@ -73,6 +76,20 @@ class Source(BaseModel):
     title: str | None
     score: float | None
     text: str
+
+
+class Conversation(BaseModel):
+    """What was made of a question that others came before.
+
+    Attributes:
+        searched_for: What was searched for in its place.
+        looked_at: How many of the earlier questions were looked at: the latest.
+        forgotten: How many were not, so that a follow-up cannot refer to them.
+    """
+
+    searched_for: str
+    looked_at: int
+    forgotten: int
 
 
 class Reply(BaseModel):
@@ -182,9 +199,11 @@ class Ask(BasePipelineWrapper):
     """Questions, as REST and as an OpenAI-compatible chat completion with streaming; uploads."""
 
     def setup(self) -> None:
-        """Load the pipeline; called by Hayhooks at the start."""
+        """Load the pipelines; called by Hayhooks at the start."""
         self.service = service()
         self.pipeline: Pipeline = load("ask", self.service.api, self.service.store)
+        self.follow_ups = ServingSettings.from_environment().follow_ups
+        self.rewrite: Pipeline = load("rewrite", self.service.api)
 
     async def run_api_async(self, question: str, filters: Filters | None = None) -> Reply:
         """Answer a question from the indexed documents.
@@ -197,9 +216,11 @@ class Ask(BasePipelineWrapper):
             HTTPException: 422 for the question or the filters, 502 for a model that does not answer
                 or whose answer is empty or cut off.
         """
-        with_question = inputs(question, filters)
+        return await self._answer(question, inputs(self.pipeline, question, filters))
+
+    async def _answer(self, question: str, given: dict[str, Any]) -> Reply:
         try:
-            result = await self.pipeline.run_async(with_question, include_outputs_from={"ranker"})
+            result = await self.pipeline.run_async(given, include_outputs_from=FINDING)
         except Exception as error:
             raise as_http(error) from error
         return self._reply(answer_of(question, result))
@@ -207,23 +228,51 @@ class Ask(BasePipelineWrapper):
     async def run_chat_completion_async(
         self, model: str, messages: list[dict[str, Any]], body: dict[str, Any]
     ) -> ChatCompletion | AsyncGenerator[Any, None]:
-        """Answer the last message of a conversation; earlier ones are not looked at.
+        """Answer the last question of a conversation, in the light of those before it.
 
         The sources come as text below the answer, and as data in the field `sources` of the
-        completion, or of the last chunk but one.
+        completion, or of the last chunk but one; beside it stands what was made of a follow-up,
+        in the field `conversation`.
         """
         question = last_question(messages)
+        given = inputs(self.pipeline, question)
+        earlier = [text for text in questions(messages)[:-1] if text.strip()]
+        followed = await self._followed(earlier, question)
+        if followed:
+            asked = given["prompt_builder"]
+            given = inputs(self.pipeline, followed.searched_for)
+            if self.follow_ups != "rewritten":  # of joined questions a model may answer the first
+                given["prompt_builder"] = asked
         if body.get("stream"):
-            return self._stream(model, question, inputs(question))
-        reply = await self.run_api_async(question)
-        message = Message(role="assistant", content=reply.answer + listing(reply.sources))
+            return self._stream(model, question, given, followed)
+        reply = await self._answer(question, given)
+        text = reply.answer + listing(reply.sources, followed)
+        message = Message(role="assistant", content=text)
         finish = reply.finish_reason or "stop"  # a refusal is a whole answer
         choice = Choice(index=0, message=message, finish_reason=finish)
         name = f"chatcmpl-{uuid.uuid4().hex}"
-        return completion(name, model, "chat.completion", choice, reply.sources)
+        return completion(name, model, "chat.completion", choice, reply.sources, followed)
+
+    async def _followed(self, earlier: Sequence[str], question: str) -> Conversation | None:
+        """Return what is asked in the place of a follow-up; None for a first question."""
+        if not earlier:
+            return None
+        if self.follow_ups == "off":
+            return Conversation(searched_for=question, looked_at=0, forgotten=len(earlier))
+        kept = conversations.remembered(earlier, QUESTION_LENGTH - len(question) - 1)
+        text = conversations.joined(kept, question)
+        check(text)  # earlier questions may hold what no model can be asked
+        if self.follow_ups == "rewritten" and kept:
+            try:
+                result = await self.rewrite.run_async(conversations.inputs(kept, question))
+            except Exception as error:
+                raise as_http(error) from error
+            text = next(iter(conversations.lines(result)), text)
+        forgotten = len(earlier) - len(kept)
+        return Conversation(searched_for=text, looked_at=len(kept), forgotten=forgotten)
 
     async def _stream(
-        self, model: str, question: str, given: dict[str, Any]
+        self, model: str, question: str, given: dict[str, Any], followed: Conversation | None
     ) -> AsyncGenerator[ChatCompletion, None]:
         name = f"chatcmpl-{uuid.uuid4().hex}"
 
@@ -232,14 +281,15 @@ class Ask(BasePipelineWrapper):
         ) -> ChatCompletion:
             delta = Message(role="assistant", content=text)
             choice = Choice(index=0, delta=delta, finish_reason=finish)
-            return completion(name, model, "chat.completion.chunk", choice, sources)
+            made = followed if sources is not None else None
+            return completion(name, model, "chat.completion.chunk", choice, sources, made)
 
         results: list[dict[str, Any]] = []
         try:
             running = async_streaming_generator(
                 pipeline=self.pipeline,
                 pipeline_run_args=given,
-                include_outputs_from={"ranker"},
+                include_outputs_from=FINDING,
                 on_pipeline_end=results.append,
             )
             async with aclosing(running):  # a reader who leaves ends the run
@@ -260,7 +310,7 @@ class Ask(BasePipelineWrapper):
             return
         if reply.refused:
             yield chunk(reply.answer)
-        yield chunk(listing(reply.sources), reply.sources)
+        yield chunk(listing(reply.sources, followed), reply.sources)
         yield chunk("", finish=finish)
 
     def _reply(self, answer: Answer) -> Reply:
@@ -315,7 +365,8 @@ class AskSync(BasePipelineWrapper):
 
     def run_api(self, question: str) -> str:
         """Answer a question from the indexed documents."""
-        result = self.pipeline.run(inputs(question), include_outputs_from={"ranker"})
+        given = inputs(self.pipeline, question)
+        result = self.pipeline.run(given, include_outputs_from=FINDING)
         return answer_of(question, result).text
 
 
@@ -337,10 +388,11 @@ class Search(BasePipelineWrapper):
             filters: Which chunks may be found, as Haystack writes filters.
         """
         try:
-            result = await self.pipeline.run_async(search_inputs(question, top_k, filters))
+            given = inputs(self.pipeline, question, filters, top_k)
+            result = await self.pipeline.run_async(given, include_outputs_from=FINDING)
         except Exception as error:
             raise as_http(error) from error
-        return Found(sources=[source(chunk) for chunk in result["ranker"]["documents"]])
+        return Found(sources=[source(chunk) for chunk in answering.found(result)[:top_k]])
 
 
 class SearchSync(BasePipelineWrapper):
@@ -352,28 +404,31 @@ class SearchSync(BasePipelineWrapper):
 
     def run_api(self, question: str, top_k: int = 5) -> list[str]:
         """Find the chunks that a question is about."""
-        result = self.pipeline.run(search_inputs(question, top_k))
-        return [citation(chunk) for chunk in result["ranker"]["documents"]]
+        given = inputs(self.pipeline, question, top_k=top_k)
+        result = self.pipeline.run(given, include_outputs_from=FINDING)
+        return [citation(chunk) for chunk in answering.found(result)[:top_k]]
 
 
-def inputs(question: str, filters: Filters | Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the inputs of the `ask` pipeline.
+def inputs(
+    pipeline: Pipeline,
+    question: str,
+    filters: Filters | Mapping[str, Any] | None = None,
+    top_k: int | None = None,
+) -> dict[str, Any]:
+    """Return the inputs of a pipeline, `ask` or `search`, whichever steps it has.
 
     Raises:
-        HTTPException: 422, as for `search_inputs`.
+        HTTPException: 422, as for `check`, or the filters are none.
     """
-    return {
-        **search_inputs(question, None, filters),
-        "prompt_builder": {"question": question.strip()},
-    }
+    check(question, top_k)
+    given = answering.inputs(pipeline, question.strip(), as_haystack(filters))
+    if top_k and "ranker" in given:
+        given["ranker"]["top_k"] = top_k
+    return given
 
 
-def search_inputs(
-    question: str,
-    top_k: int | None = None,
-    filters: Filters | Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Return the inputs of the `search` pipeline.
+def check(question: str, top_k: int | None = None) -> None:
+    """Refuse what cannot be searched for.
 
     Raises:
         HTTPException: 422, the question is empty, too long or no Unicode, or `top_k` is out of
@@ -386,11 +441,6 @@ def search_inputs(
         raise HTTPException(422, "The question holds half a character (a lone surrogate).")
     if top_k is not None and not 1 <= top_k <= 20:
         raise HTTPException(422, "top_k is a number from 1 to 20.")
-    return {
-        "text_embedder": {"text": question},
-        "retriever": {"filters": as_haystack(filters)},
-        "ranker": {"query": question} | ({"top_k": top_k} if top_k else {}),
-    }
 
 
 def source(chunk: Document) -> Source:
@@ -407,21 +457,31 @@ def source(chunk: Document) -> Source:
     )
 
 
-def listing(sources: Sequence[Source]) -> str:
-    """Return the sources as text below an answer; nothing for none."""
-    if not sources:
-        return ""
-    lines = [f"[{n}] {one.citation}" for n, one in enumerate(sources, start=1)]
-    return "\n\nSources:\n" + "\n".join(f"- {line}" for line in lines)
+def listing(sources: Sequence[Source], followed: Conversation | None = None) -> str:
+    """Return the sources and what was forgotten as text below an answer; nothing for neither."""
+    text = ""
+    if sources:
+        lines = [f"[{n}] {one.citation}" for n, one in enumerate(sources, start=1)]
+        text = "\n\nSources:\n" + "\n".join(f"- {line}" for line in lines)
+    if followed and followed.forgotten:
+        text += f"\n\nNot considered: {count(followed.forgotten, 'earlier question')}."
+    return text
 
 
 def completion(
-    name: str, model: str, kind: str, choice: Choice, sources: Sequence[Source] | None = None
+    name: str,
+    model: str,
+    kind: str,
+    choice: Choice,
+    sources: Sequence[Source] | None = None,
+    followed: Conversation | None = None,
 ) -> ChatCompletion:
-    """Return a chat completion or a chunk of one, with the sources in a field of their own."""
+    """Return a chat completion or a chunk of one, with what the text leaves out in own fields."""
     extra: dict[str, Any] = {}
     if sources is not None:
         extra["sources"] = [one.model_dump() for one in sources]
+    if followed is not None:
+        extra["conversation"] = followed.model_dump()
     return ChatCompletion(
         id=name, object=kind, created=int(time.time()), model=model, choices=[choice], **extra
     )
@@ -433,14 +493,22 @@ def last_question(messages: Sequence[Mapping[str, Any]]) -> str:
     Raises:
         HTTPException: 422, there is none.
     """
-    for message in reversed(messages):
+    if asked := questions(messages):
+        return asked[-1]
+    raise HTTPException(422, "The conversation holds no message of the user.")
+
+
+def questions(messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the texts of all messages of the user."""
+    found = []
+    for message in messages:
         if isinstance(message, Mapping) and message.get("role") == "user":
             content = message.get("content")
             parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
             typed = (p for p in parts if isinstance(p, Mapping) and p.get("type") == "text")
             texts = (part.get("text") for part in typed)
-            return "\n".join(text for text in texts if isinstance(text, str))
-    raise HTTPException(422, "The conversation holds no message of the user.")
+            found.append("\n".join(text for text in texts if isinstance(text, str)))
+    return found
 
 
 def file_name(text: str | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator
@@ -26,6 +26,7 @@ ORIGINS = "COOKBOOK_SERVICE_ORIGINS"
 QUERY_URL = "COOKBOOK_QUERY_URL"
 UPLOAD_MB = "COOKBOOK_UPLOAD_MB"
 START_WAIT = "COOKBOOK_START_WAIT"
+FOLLOW_UPS = "COOKBOOK_FOLLOW_UPS"
 OTLP = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 #: The default address of a NATS server.
@@ -60,6 +61,7 @@ _FAULTS = {
     "int_parsing": _WHOLE,
     "greater_than_equal": _WHOLE,
     "less_than_equal": _WHOLE,
+    "literal_error": "is {input!r:.40}: set it to {ctx[expected]}",
 }
 
 
@@ -104,12 +106,16 @@ class ServingSettings(_Environment):
         origins: Origins of the web pages that may call the service from a browser.
         upload_mb: Largest upload in MiB.
         start_wait: Seconds that a start waits for NIMs that are still loading.
+        follow_ups: What is searched for in the place of a follow-up question: the earlier questions
+            and this one (`joined`), what the chat model makes of them (`rewritten`), or the
+            question alone (`off`).
         collector: Where traces are sent; empty for nowhere.
     """
 
     origins: Annotated[tuple[str, ...], NoDecode] = Field((), validation_alias=ORIGINS)
     upload_mb: int = Field(50, validation_alias=UPLOAD_MB, ge=1, le=999_999)
     start_wait: int = Field(300, validation_alias=START_WAIT, ge=0, le=999_999)
+    follow_ups: Literal["joined", "rewritten", "off"] = Field("joined", validation_alias=FOLLOW_UPS)
     collector: str = Field("", validation_alias=OTLP)
 
     @field_validator("origins", mode="before")

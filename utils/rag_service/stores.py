@@ -18,6 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from haystack import Document
+from haystack.components.retrievers.in_memory import (
+    InMemoryBM25Retriever,
+    InMemoryEmbeddingRetriever,
+)
+from haystack.document_stores.in_memory import InMemoryDocumentStore
 from haystack.document_stores.types import DocumentStore
 from haystack.utils import Secret
 
@@ -134,9 +139,36 @@ def embedding_retriever(store: DocumentStore, top_k: int = 10) -> Retriever:
         from rag_service.pgvector import LeanEmbeddingRetriever
 
         return LeanEmbeddingRetriever(document_store=shared, top_k=top_k)
+    if isinstance(store, InMemoryDocumentStore):
+        return InMemoryEmbeddingRetriever(store, top_k=top_k)
     from haystack_integrations.components.retrievers.qdrant import QdrantEmbeddingRetriever
 
     return QdrantEmbeddingRetriever(document_store=shared, top_k=top_k)
+
+
+def keyword_retriever(store: DocumentStore, top_k: int = 10) -> object:
+    """Return the keyword retriever that belongs to a store.
+
+    PostgreSQL ranks by `ts_rank_cd`, which is not BM25: measure such a design again over it.
+
+    Args:
+        store: From `open_store`, or in memory.
+        top_k: Most documents that it finds.
+
+    Raises:
+        ConfigurationError: The store searches by vectors alone.
+    """
+    shared: Any = store
+    if type(store).__name__ == "PgvectorDocumentStore":
+        from haystack_integrations.components.retrievers.pgvector import PgvectorKeywordRetriever
+
+        return PgvectorKeywordRetriever(document_store=shared, top_k=top_k)
+    if isinstance(store, InMemoryDocumentStore):
+        return InMemoryBM25Retriever(store, top_k=top_k)
+    raise ConfigurationError(
+        "This pipeline searches by keywords, and the index in Qdrant holds vectors alone: use "
+        "PostgreSQL, or a pipeline that searches by vectors."
+    )
 
 
 def _pgvector(secret: Secret, index: str, dimension: int) -> PgvectorDocumentStore:

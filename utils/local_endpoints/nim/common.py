@@ -87,11 +87,9 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        detail = f"The request body is over {self.limit} bytes; send fewer or shorter texts."
-        refusal = self.errors.response(413, detail, scope["path"])
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if not declared.isdigit() or int(declared) > self.limit:
-            await refusal(scope, receive, send)
+            await self._refuse(scope, receive, send)
             return
         received = 0
         too_large = False
@@ -113,13 +111,17 @@ class BodyLimit:
                 await send(message)
             elif not refused:
                 refused = True
-                await refusal(scope, receive, send)
+                await self._refuse(scope, receive, send)
 
         await self.app(scope, counted, watched)
         if received > GIVE_BACK_FROM:
             await asyncio.to_thread(_give_back)
         if too_large and not refused:
-            await refusal(scope, receive, send)
+            await self._refuse(scope, receive, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        detail = f"The request body is over {self.limit} bytes; send fewer or shorter texts."
+        await self.errors.response(413, detail, scope["path"])(scope, receive, send)
 
 
 def _give_back() -> None:
@@ -246,13 +248,14 @@ def build_app(
         redoc_url=None,
     )
     install_handlers(app, errors)
-    app.include_router(_health_router(services))
     keyed = key is not None
     refusals = errors.documented(401, 403) if keyed else {}
     # For the document alone: `KeyCheck` reads the header before any route does.
     bearer = [Depends(HTTPBearer(auto_error=False))] if keyed else []
-    for router in (_system_router(services, metrics, adapters, nim), *routers):
+    # The models' routes first: FastAPI looks at one after the other.
+    for router in (*routers, _system_router(services, metrics, adapters, nim)):
         app.include_router(router, responses=refusals, dependencies=bearer)
+    app.include_router(_health_router(services))
     if errors.invalid != 422:
         without_fastapi_errors(app)
     app.add_middleware(BodyLimit, errors=errors)

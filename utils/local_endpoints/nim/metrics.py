@@ -65,7 +65,8 @@ class Metrics:
     def request(self, role: str) -> Iterator[None]:
         """Count and time one request; an exception inside counts as a failure."""
         began = time.perf_counter()
-        self.running.labels(role).inc()
+        running = self.running.labels(role)
+        running.inc()
         try:
             yield
         except BaseException:
@@ -74,7 +75,7 @@ class Metrics:
         else:
             self.success.labels(role).inc()
         finally:
-            self.running.labels(role).dec()
+            running.dec()
             self.latency.labels(role).observe(time.perf_counter() - began)
 
     def render(self) -> bytes:

@@ -26,6 +26,8 @@ Truncate = Literal["NONE", "START", "END"]
 
 #: Characters that are tokenized together; what a large request may hold up a small one.
 TOGETHER = 50_000
+#: Characters that are tokenized at once, in less time than handing them to a thread takes.
+AT_ONCE = 500
 
 
 class InputTooLong(ValueError):
@@ -172,6 +174,10 @@ class Encoder:
         loop = asyncio.get_running_loop()
         for group in _groups(texts):
             pieces = [piece for text in group for piece in _pieces(text)]
+            if sum(map(len, pieces)) <= AT_ONCE:
+                for ids in self._encode(group):
+                    yield ids
+                continue
             if len(group) > 1:
                 for ids in await loop.run_in_executor(self._reader, self._encode, pieces):
                     yield ids
