@@ -24,7 +24,7 @@ from haystack_integrations.components.rankers.nvidia import NvidiaRanker
 from haystack_integrations.components.retrievers.qdrant import QdrantEmbeddingRetriever
 from haystack_integrations.document_stores.qdrant import QdrantDocumentStore
 
-from nim_cookbook.endpoints import THINKING, Endpoints
+from nim_cookbook.endpoints import THINKING, Endpoint, Endpoints
 
 #: What is said when no chunk is good enough; `nim_cookbook.scoring.refuses` knows it.
 REFUSAL = "The documents do not tell."
@@ -126,26 +126,33 @@ def query_pipeline(
             required_variables="*",
         ),
     )
-    pipeline.add_component(
-        "generator",
-        NvidiaChatGenerator(
-            model=api.chat.model,
-            api_base_url=api.chat.url,
-            api_key=Secret.from_env_var(api.chat.key_variable),
-            generation_kwargs={
-                "temperature": 0,
-                "seed": 1,
-                "max_tokens": MAX_TOKENS + api.chat.thinking,
-                "extra_body": api.chat.extra_body,
-            },
-        ),
-    )
+    pipeline.add_component("generator", chat_generator(api.chat, MAX_TOKENS))
     pipeline.connect("text_embedder.embedding", "retriever.query_embedding")
     pipeline.connect("retriever.documents", "ranker.documents")
     pipeline.connect("ranker.documents", "router.documents")
     pipeline.connect("router.sources", "prompt_builder.documents")
     pipeline.connect("prompt_builder.prompt", "generator.messages")
     return pipeline
+
+
+def chat_generator(chat: Endpoint, max_tokens: int) -> NvidiaChatGenerator:
+    """Return the chat model as a step that answers the same each time.
+
+    Args:
+        chat: Where the chat model is.
+        max_tokens: Longest answer; what a model may think comes on top.
+    """
+    return NvidiaChatGenerator(
+        model=chat.model,
+        api_base_url=chat.url,
+        api_key=Secret.from_env_var(chat.key_variable),
+        generation_kwargs={
+            "temperature": 0,
+            "seed": 1,
+            "max_tokens": max_tokens + chat.thinking,
+            "extra_body": chat.extra_body,
+        },
+    )
 
 
 def router(threshold: float | None) -> ConditionalRouter:

@@ -14,10 +14,8 @@ from typing import Any
 from haystack import Pipeline
 from haystack.components.builders import ChatPromptBuilder
 from haystack.dataclasses import ChatMessage
-from haystack.utils import Secret
-from haystack_integrations.components.generators.nvidia import NvidiaChatGenerator
 
-from nim_cookbook.answering import answer_text
+from nim_cookbook.answering import answer_text, chat_generator
 from nim_cookbook.endpoints import Endpoints
 
 #: Earlier questions that are looked at; older ones are forgotten.
@@ -120,19 +118,6 @@ def pipeline(api: Endpoints, prompt: Sequence[ChatMessage]) -> Pipeline:
     """
     made = Pipeline()
     made.add_component("prompt_builder", ChatPromptBuilder(list(prompt), required_variables="*"))
-    made.add_component(
-        "generator",
-        NvidiaChatGenerator(
-            model=api.chat.model,
-            api_base_url=api.chat.url,
-            api_key=Secret.from_env_var(api.chat.key_variable),
-            generation_kwargs={
-                "temperature": 0,
-                "seed": 1,
-                "max_tokens": MAX_TOKENS + api.chat.thinking,
-                "extra_body": api.chat.extra_body,
-            },
-        ),
-    )
+    made.add_component("generator", chat_generator(api.chat, MAX_TOKENS))
     made.connect("prompt_builder.prompt", "generator.messages")
     return made

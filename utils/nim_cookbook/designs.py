@@ -248,17 +248,8 @@ def prompt_builder(design: Design, grid: Grid) -> ChatPromptBuilder:
 
 def generator(design: Design, api: Endpoints) -> NvidiaChatGenerator:
     """Return what answers."""
-    return NvidiaChatGenerator(
-        model=model_of(api.chat, design.chat),
-        api_base_url=api.chat.url,
-        api_key=Secret.from_env_var(api.chat.key_variable),
-        generation_kwargs={
-            "temperature": 0,
-            "seed": 1,
-            "max_tokens": answering.MAX_TOKENS + api.chat.thinking,
-            "extra_body": api.chat.extra_body,
-        },
-    )
+    chat = replace(api.chat, model=model_of(api.chat, design.chat))
+    return answering.chat_generator(chat, answering.MAX_TOKENS)
 
 
 # ------------------------------------------------------------------------------------- pipelines
