@@ -29,7 +29,6 @@ from haystack.core.errors import DeserializationError, PipelineError
 from haystack.document_stores.types import DocumentStore, DuplicatePolicy
 from haystack.marshal import YamlMarshaller
 from haystack.utils import Secret
-from haystack_integrations.components.embedders.nvidia import NvidiaDocumentEmbedder
 from haystack_integrations.components.rankers.nvidia.truncate import RankerTruncateMode
 from haystack_integrations.document_stores.qdrant import QdrantDocumentStore
 
@@ -215,16 +214,7 @@ def _catalog() -> Endpoints:
 def _indexing(api: Endpoints, store: QdrantDocumentStore) -> Pipeline:
     """Return the pipeline from files to vectors: `preparation` and the embedder and writer."""
     pipeline = indexing.preparation()
-    pipeline.add_component(
-        "embedder",
-        NvidiaDocumentEmbedder(
-            model=api.embedding.model,
-            api_url=api.embedding.url,
-            api_key=Secret.from_env_var(api.embedding.key_variable),
-            truncate="END",
-            progress_bar=False,
-        ),
-    )
+    pipeline.add_component("embedder", indexing.document_embedder(api.embedding))
     pipeline.add_component("writer", DocumentWriter(store, policy=DuplicatePolicy.OVERWRITE))
     pipeline.connect("title.documents", "embedder.documents")
     pipeline.connect("embedder.documents", "writer.documents")
