@@ -204,7 +204,7 @@ def main() -> int:
     results: Row = {"split": options.split}
     try:
         with contextlib.closing(endpoints.connect("nim")) as api:
-            results["weights"] = {str(role): what for role, what in api.weights.items()}
+            results["weights"] = api.weights
             print("\n".join(f"{role}: {what}" for role, what in results["weights"].items()))
             for name in options.measures or names:
                 results[name] = measured(name, api, options.split, options.questions)
