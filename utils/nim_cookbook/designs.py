@@ -21,7 +21,7 @@ from haystack.components.retrievers.in_memory import (
 )
 from haystack.components.writers import DocumentWriter
 from haystack.document_stores.in_memory import InMemoryDocumentStore
-from haystack.document_stores.types import DuplicatePolicy
+from haystack.document_stores.types import DocumentStore, DuplicatePolicy
 from pydantic import Field
 
 from nim_cookbook import answering, indexing
@@ -213,7 +213,7 @@ def asked_for(endpoint: Endpoint, model: str) -> Endpoint:
     return endpoint if model == DEFAULT else replace(endpoint, model=model)
 
 
-def indexing_pipeline(design: Design, api: Endpoints, store: InMemoryDocumentStore) -> Pipeline:
+def indexing_pipeline(design: Design, api: Endpoints, store: DocumentStore) -> Pipeline:
     """Return the pipeline from files to chunks with vectors in a store.
 
     Inputs `router.sources` and `router.meta`.

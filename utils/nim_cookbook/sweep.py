@@ -242,15 +242,13 @@ class Sweep:
     def first_stage(self, design: Design, query: Query) -> list[int]:
         """Return the places of the chunks that a design finds before the reranker, best first."""
         rankings = [self._search(design, query, how)[1] for how in design.searches]
-        return rankings[0] if len(rankings) == 1 else list(designs.fused(rankings, design.fusion))
+        return list(designs.fused(rankings, design.fusion))
 
     def ranking(self, design: Design, query: Query) -> list[int]:
         """Return the places of the chunks that a design finds, best first."""
         order = self.first_stage(design, query)
-        head = order[: design.depth]
-        logits = [self.cache.get(self._pair(design, query, n))[0] for n in head]
-        best = sorted(range(len(head)), key=lambda n: -logits[n])
-        return [head[n] for n in best] + order[design.depth :]
+        logits = {n: self.cache.get(self._pair(design, query, n))[0] for n in order[: design.depth]}
+        return sorted(logits, key=lambda n: -logits[n]) + order[design.depth :]
 
     def _pair(self, design: Design, query: Query, place: int) -> str:
         text = self.index(design).chunks[place].content
