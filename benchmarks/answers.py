@@ -35,10 +35,7 @@ from haystack.core.errors import PipelineRuntimeError
 from haystack.dataclasses import ChatMessage
 from haystack.document_stores.in_memory import InMemoryDocumentStore
 from haystack.utils import Secret
-from haystack_integrations.components.embedders.nvidia import (
-    NvidiaDocumentEmbedder,
-    NvidiaTextEmbedder,
-)
+from haystack_integrations.components.embedders.nvidia import NvidiaTextEmbedder
 from haystack_integrations.components.generators.nvidia import NvidiaChatGenerator
 from haystack_integrations.document_stores.qdrant import QdrantDocumentStore
 from rich.console import Console
@@ -76,23 +73,13 @@ def each(items: Sequence[T], what: str) -> Iterable[T]:
     return track(items, what, console=console, disable=not console.is_terminal)
 
 
-def embedder(api: endpoints.Endpoints) -> indexing.Embedder:
-    """Return what embeds documents."""
-    component: indexing.Embedder = NvidiaDocumentEmbedder(
-        model=api.embedding.model,
-        api_url=api.embedding.url,
-        api_key=Secret.from_env_var(api.embedding.key_variable),
-        truncate="END",
-        progress_bar=False,
-    )
-    return component
-
-
 def people(api: endpoints.Endpoints) -> AnswerEvaluation:
     """Ask the six questions of the article's pipeline; its retriever has its default `top_k`."""
     store = InMemoryDocumentStore(index="answers", shared=False)
     store.write_documents(
-        embedder(api).run([Document(**record) for record in data.people()])["documents"]
+        indexing.document_embedder(api.embedding).run(
+            [Document(**record) for record in data.people()]
+        )["documents"]
     )
     pipeline = Pipeline()
     pipeline.add_component(
@@ -146,12 +133,12 @@ def reading(api: endpoints.Endpoints, cases: Sequence[finetuning.Case]) -> list[
 
 def whole(api: endpoints.Endpoints, queries: Sequence[corpus.Query]) -> list[str]:
     """Return the answers of `nim-cookbook ask` over the company's papers."""
-    api_embedder = embedder(api)
-    width = len(api_embedder.run([Document(content="width")])["documents"][0].embedding or [])
+    embedder = indexing.document_embedder(api.embedding)
+    width = len(embedder.run([Document(content="width")])["documents"][0].embedding or [])
     store = QdrantDocumentStore(":memory:", embedding_dim=width, progress_bar=False)
     files = indexing.source_files(corpus.company_files())
     with console.status(f"indexing {len(files)} papers"):
-        indexing.update(store, files, preparation=indexing.preparation(), embedder=api_embedder)
+        indexing.update(store, files, preparation=indexing.preparation(), embedder=embedder)
     pipeline = answering.query_pipeline(api, store, threshold=api.reranking.refusal_logit)
     return [answering.ask(pipeline, query.question).text for query in each(queries, "pipeline")]
 
@@ -217,7 +204,7 @@ def main() -> int:
     results: Row = {"split": options.split}
     try:
         with contextlib.closing(endpoints.connect("nim")) as api:
-            results["weights"] = {str(role): what for role, what in api.weights.items()}
+            results["weights"] = api.weights
             print("\n".join(f"{role}: {what}" for role, what in results["weights"].items()))
             for name in options.measures or names:
                 results[name] = measured(name, api, options.split, options.questions)

@@ -50,8 +50,7 @@ def main() -> None:
     done: Done = json.loads(options.json.read_text("utf-8")) if options.json.is_file() else {}
     limit = time.monotonic() + 60 * options.minutes
     with contextlib.closing(endpoints.connect()) as api:
-        weights = {str(role): name for role, name in api.weights.items()}
-        if done.setdefault("weights", weights) != weights:
+        if done.setdefault("weights", api.weights) != api.weights:
             raise SystemExit(f"{options.json} is of other weights: {done['weights']}.")
 
         def step(name: str, ids: Iterable[str], work: Callable[[str], Any]) -> None:

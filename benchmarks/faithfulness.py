@@ -27,16 +27,12 @@ from pathlib import Path
 
 from haystack.components.evaluators import FaithfulnessEvaluator
 from haystack.dataclasses import ChatMessage
-from haystack.utils import Secret
-from haystack_integrations.components.generators.nvidia import NvidiaChatGenerator
 from haystack_integrations.document_stores.qdrant import QdrantDocumentStore
 
 from nim_cookbook import answering, corpus, data, endpoints, indexing
 from nim_cookbook.data import Query
 
 FILE = Path(__file__).resolve().parent.parent / "data" / "faithfulness" / "answers.jsonl"
-
-
 #: The prompt of recipe 08.
 SENTENCE = """Answer the question from the source, as briefly as possible. \
 If the source does not hold the answer, say so.
@@ -60,22 +56,11 @@ def judge(api: endpoints.Endpoints, most: int) -> None:
     kept = [row for row in data.read_jsonl(FILE) if row["split"] == "test" and row["answer"]]
     lines = []
     for mode in ("free text", "JSON mode"):
-        more = {"response_format": {"type": "json_object"}} if mode == "JSON mode" else {}
+        generator = answering.chat_generator(api.chat, 150)
+        if mode == "JSON mode":
+            generator.generation_kwargs["response_format"] = {"type": "json_object"}
         evaluator = FaithfulnessEvaluator(
-            raise_on_failure=False,
-            progress_bar=False,
-            chat_generator=NvidiaChatGenerator(
-                model=api.chat.model,
-                api_base_url=api.chat.url,
-                api_key=Secret.from_env_var(api.chat.key_variable),
-                generation_kwargs={
-                    "temperature": 0,
-                    "seed": 1,
-                    "max_tokens": 150 + api.chat.thinking,
-                    "extra_body": api.chat.extra_body,
-                    **more,
-                },
-            ),
+            raise_on_failure=False, progress_bar=False, chat_generator=generator
         )
         for row in kept[:most]:
             result = evaluator.run(
@@ -108,13 +93,9 @@ def main() -> None:
         ":memory:", embedding_dim=len(chunks[0].embedding or []), progress_bar=False
     )
     store.write_documents(chunks)
-    sentence = arguments.recipe == "08"
-    pipeline = (
-        answering.query_pipeline(api, store, candidates=4, top_k=1)
-        if sentence
-        else answering.query_pipeline(api, store)
-    )
-    if sentence:
+    pipeline = answering.query_pipeline(api, store)
+    if arguments.recipe == "08":
+        pipeline = answering.query_pipeline(api, store, candidates=4, top_k=1)
         pipeline.get_component("prompt_builder").template = [ChatMessage.from_user(SENTENCE)]
     done = {row["id"] for row in data.read_jsonl(FILE)} if FILE.is_file() else set()
     for query in [query for query in drawn() if query.id not in done][: arguments.most]:

@@ -33,13 +33,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from cells import names_of
+
 from nim_cookbook import corpus, data
 from nim_cookbook.errors import CookbookError
 
-ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOK = ROOT / "notebooks" / "19_guard_it.ipynb"
-#: Cells that only show something.
-LEFT_OUT = ("setup", "first")
 #: Questions that are asked with one defence before the next: prompts with the same beginning are
 #: read faster one after the other.
 TOGETHER = 20
@@ -56,37 +54,20 @@ DEFENCES: dict[str, tuple[str, ...]] = {
 }
 
 
-def recipe() -> dict[str, Any]:
-    """Return the names that the recipe's cells define, up to `respond`."""
-    names: dict[str, Any] = {}
-    for cell in json.loads(NOTEBOOK.read_text("utf-8"))["cells"]:
-        tags = cell["metadata"].get("tags", [])
-        if cell["cell_type"] == "code" and not set(tags) & set(LEFT_OUT):
-            exec(compile("".join(cell["source"]), f"cell {tags}", "exec"), names)
-        if "respond" in tags:
-            return names
-    raise CookbookError("The recipe has no cell `respond`.")
+def remembered(function: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
+    """Return a function that keeps its results; each call adds what the first one took."""
+    known: dict[str, tuple[Any, float]] = {}
 
-
-class Remembered:
-    """A function whose results are kept; `seconds` adds up what the first calls took."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        """Remember the results of a function."""
-        self._function = function
-        self._known: dict[tuple[Any, ...], tuple[Any, float]] = {}
-        self.seconds = 0.0
-
-    def __call__(self, *arguments: Any) -> Any:  # noqa: ANN401
-        """Return what the function returns."""
-        key = tuple(repr(argument) for argument in arguments)
-        if key not in self._known:
+    def call(*arguments: object) -> object:
+        key = repr(arguments)
+        if key not in known:
             start = time.perf_counter()
-            result = self._function(*arguments)
-            self._known[key] = (result, time.perf_counter() - start)
-        result, seconds = self._known[key]
-        self.seconds += seconds
-        return result
+            result = function(*arguments)
+            known[key] = result, time.perf_counter() - start
+        seconds.append(known[key][1])
+        return known[key][0]
+
+    return call
 
 
 def asked(split: str, most: int, names: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -103,10 +84,11 @@ def measure(split: str, most: int, seconds: float, path: Path) -> bool:
     """Ask what has not been asked yet; tell whether all of it is done."""
     end = time.monotonic() + seconds
     known: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    names = recipe()
+    names = names_of("19_guard_it.ipynb", "respond", "setup", "first")
+    took: list[float] = []
     for function in ("search", "answer", "support"):
-        names[function] = Remembered(names[function])
-    known["weights"] = {str(role): what for role, what in names["nim"].weights.items()}
+        names[function] = remembered(names[function], took)
+    known["weights"] = names["nim"].weights
     answers, times = known.setdefault("answers", {}), known.setdefault("seconds", {})
     everything = asked(split, most, names)
     defences = DEFENCES if split == "test" else {"none": ()}
@@ -116,16 +98,14 @@ def measure(split: str, most: int, seconds: float, path: Path) -> bool:
                 continue
             if time.monotonic() > end:
                 return False
-            parts = [names[function] for function in ("search", "answer", "support")]
-            before = sum(part.seconds for part in parts)
+            took.clear()
             store = "filtered" if "filter" in defences[defence] else "as uploaded"
             shown = names["search"](question, planted, store).meta.get("attack") or ""
             said = (
                 names["respond"](question, planted, defences[defence]) if shown == planted else ""
             )
-            took = sum(part.seconds for part in parts) - before
             answers.setdefault(defence, {})[item] = said
-            times.setdefault(defence, {})[item] = round(took, 2)
+            times.setdefault(defence, {})[item] = round(sum(took), 2)
             write(path, known)
     if split == "dev":
         known["place"] = {

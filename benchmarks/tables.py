@@ -15,25 +15,10 @@ import json
 import random
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from cookbook_cli.execute import read_notebook
+from cells import names_of
 
 ROOT = Path(__file__).resolve().parent.parent
-LAST = "answer"  # the tag of the last cell that is run
-
-
-def recipe() -> dict[str, Any]:
-    """Run the recipe's cells, without what is only shown, and return their names."""
-    names: dict[str, Any] = {}
-    notebook = read_notebook(ROOT / "notebooks" / "18_tables_and_scans.ipynb")
-    for cell in notebook.cells:
-        tags = cell.metadata.get("tags", [])
-        if cell.cell_type == "code" and not {"setup", "measured"} & set(tags):
-            exec(compile(cell.source, str(tags), "exec"), names)
-        if LAST in tags:
-            break
-    return names
 
 
 def main() -> None:
@@ -41,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "tables" / "answers.json")
     out: Path = parser.parse_args().out
-    names = recipe()
+    names = names_of("18_tables_and_scans.ipynb", "answer", "setup", "measured")
     stored = json.loads(out.read_text("utf-8")) if out.exists() else {"answers": {}}
     stored |= {"weights": names["nim"].chat.weights, "date": f"{datetime.now(UTC):%Y-%m-%d}"}
     test = list(enumerate(names["test"]))

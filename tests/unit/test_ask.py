@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from cookbook_cli import ask as ask_module
+from cookbook_cli import connection
 from cookbook_cli.__main__ import main
 from cookbook_cli.folder_index import place_of
 from nim_cookbook.answering import REFUSAL
@@ -89,7 +90,7 @@ def session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path) -> It
     monkeypatch.setenv(KEY_VARIABLE, KEY)
     with serving() as models:
         running = Session(models, folder)
-        monkeypatch.setattr(ask_module, "connected", running.connected)
+        monkeypatch.setattr(connection, "connected", running.connected)
         yield running
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cookbook_cli import connection
 from cookbook_cli import sweep as command
 from cookbook_cli.__main__ import main
 from nim_cookbook.endpoints import Endpoints, Mode
@@ -48,7 +49,7 @@ def models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeMode
         def connected(mode: Mode | None = None) -> Iterator[Endpoints]:
             yield running.endpoints()
 
-        monkeypatch.setattr(command, "connected", connected)
+        monkeypatch.setattr(connection, "connected", connected)
         yield running
 
 

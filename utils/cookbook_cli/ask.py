@@ -8,21 +8,15 @@ import sqlite3
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 from haystack import Document, Pipeline
-from haystack.utils import Secret
-from haystack_integrations.components.embedders.nvidia import (
-    NvidiaDocumentEmbedder,
-    NvidiaTextEmbedder,
-)
-from haystack_integrations.components.rankers.nvidia import NvidiaRanker
 from haystack_integrations.components.rankers.nvidia.truncate import RankerTruncateMode
 from haystack_integrations.document_stores.qdrant.document_store import QdrantStoreError
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
-from cookbook_cli.connection import Mode, caption, connected, explained, quiet, shown
+from cookbook_cli.connection import Mode, asking, caption, say, shown
 from cookbook_cli.folder_index import FolderIndex, damaged, opened
 from cookbook_cli.progress import LoggedProgress
 from nim_cookbook import answering, indexing
@@ -62,28 +56,23 @@ def ask(
     if not folder.files:
         raise DataError(_nothing_found(folder))
     output = sys.stdout
-    with contextlib.ExitStack() as stack:
-        if as_json:
-            console = Console(stderr=True)
-            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        stack.enter_context(quiet())
-        api = stack.enter_context(connected(mode))
-        stack.enter_context(explained())
-        identity, dimensions = api.embedding.weights, _width(api)
-        index = stack.enter_context(opened(folder.path, identity, dimensions, rebuild=rebuild))
-        _index(index, folder, api, f"{identity}, {dimensions}", console)
-        if threshold is None:
-            threshold = api.reranking.refusal_logit
-        weights = {str(role): what for role, what in api.weights.items()}
-        pipeline = _pipeline(api, index, top_k or answering.TOP_K, threshold)
-        for asked in _questions(question, console):
-            answer = answering.ask(pipeline, asked)
-            if as_json:
-                print(_as_json(answer, threshold, weights), file=output, flush=True)
-            else:
-                _show(answer, api.chat.model, threshold, console)
-        if not as_json:
-            _say(console, caption(weights, ROLES), style="dim")
+    with asking(console, mode, as_json=as_json) as (api, console):
+        embedder = answering.text_embedder(api.embedding)
+        dimensions = len(embedder.run("width")["embedding"])  # only a vector tells for sure
+        identity = api.embedding.weights
+        with opened(folder.path, identity, dimensions, rebuild=rebuild) as index:
+            _index(index, folder, api, f"{identity}, {dimensions}", console)
+            if threshold is None:
+                threshold = api.reranking.refusal_logit
+            pipeline = _pipeline(api, index, top_k or answering.TOP_K, threshold)
+            for asked in _questions(question, console):
+                answer = answering.ask(pipeline, asked)
+                if as_json:
+                    print(_as_json(answer, threshold, api.weights), file=output, flush=True)
+                else:
+                    _show(answer, api.chat.model, threshold, console)
+            if not as_json:
+                say(console, caption(api.weights, ROLES), style="dim")
     return 0
 
 
@@ -104,19 +93,6 @@ def _left_out(folder: Folder) -> str:
     return f"{count} file{'s' if count > 1 else ''} of other kinds left out: {kinds}{more}"
 
 
-# --- endpoints and pipelines ----------------------------------------------------------------
-
-
-def _width(api: Endpoints) -> int:
-    """Return the width of the embedding endpoint's vectors, which only a vector tells for sure."""
-    embedder = NvidiaTextEmbedder(
-        model=api.embedding.model,
-        api_url=api.embedding.url,
-        api_key=Secret.from_env_var(api.embedding.key_variable),
-    )
-    return len(embedder.run("width")["embedding"])
-
-
 def _pipeline(api: Endpoints, index: FolderIndex, top_k: int, threshold: float | None) -> Pipeline:
     """Return the recipes' query pipeline, safe from chunks that are too long for the reranker.
 
@@ -130,8 +106,7 @@ def _pipeline(api: Endpoints, index: FolderIndex, top_k: int, threshold: float |
         top_k=top_k,
         threshold=threshold,
     )
-    ranker = pipeline.get_component("ranker")
-    assert isinstance(ranker, NvidiaRanker)
+    ranker: Any = pipeline.get_component("ranker")
     ranker.truncate = RankerTruncateMode.END
     return pipeline
 
@@ -143,13 +118,6 @@ def _index(
     index: FolderIndex, folder: Folder, api: Endpoints, settings: str, console: Console
 ) -> None:
     """Bring the index up to date, with progress, and say what there is to say."""
-    embedder = NvidiaDocumentEmbedder(
-        model=api.embedding.model,
-        api_url=api.embedding.url,
-        api_key=Secret.from_env_var(api.embedding.key_variable),
-        truncate="END",
-        progress_bar=False,
-    )
     present = {file.document for file in folder.files}
     total = len(folder.files)
     bars = LoggedProgress(
@@ -172,7 +140,7 @@ def _index(
                 index.store,
                 folder.files,
                 preparation=preparation,
-                embedder=embedder,
+                embedder=indexing.document_embedder(api.embedding),
                 gone=[name for name in index.documents if name not in present],
                 settings=settings,
                 progress=progress,
@@ -180,9 +148,9 @@ def _index(
     except (sqlite3.Error, QdrantStoreError) as error:
         raise damaged(index.place, error) from error
     chunks = index.store.count_documents()
-    _say(console, f"Index of {shown(folder.path)}: {report}; {chunks} chunks in all.")
+    say(console, f"Index of {shown(folder.path)}: {report}; {chunks} chunks in all.")
     for line in _notes(report, folder):
-        _say(console, f"  {line}")
+        say(console, f"  {line}")
     if not chunks:
         raise DataError(
             f"None of the files of {folder.path} gave any text: see the reasons above, or name "
@@ -211,9 +179,9 @@ def _questions(given: str | None, console: Console) -> Iterator[str]:
     elif sys.stdin.isatty():
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - line editing and history for input()
-        _say(console, "Ask, or end with an empty line.")
+        say(console, "Ask, or end with an empty line.")
         try:
-            while question := _typed(sys.stderr).strip():
+            while question := _typed().strip():
                 yield question
         except EOFError:  # Ctrl-D leaves the cursor behind the prompt
             print(file=sys.stderr)
@@ -221,20 +189,20 @@ def _questions(given: str | None, console: Console) -> Iterator[str]:
         yield from (line.strip() for line in sys.stdin if line.strip())
 
 
-def _typed(prompt: IO[str]) -> str:
-    print("\n? ", end="", file=prompt, flush=True)
+def _typed() -> str:
+    print("\n? ", end="", file=sys.stderr, flush=True)
     return input()
 
 
 def _show(answer: Answer, model: str, threshold: float | None, console: Console) -> None:
     """Show an answer and its sources."""
-    _say(console, "")
+    say(console, "")
     text = answer.text or answering.no_answer(model, answer.finish_reason)
-    _say(console, text, style="bold")
+    say(console, text, style="bold")
     if answer.refused and answer.score is None:
-        _say(console, "Nothing was found.", style="dim")
+        say(console, "Nothing was found.", style="dim")
     elif answer.refused:
-        _say(
+        say(
             console,
             f"The best chunk scores {answer.score:.2f}, and {threshold:.2f} is asked for; "
             "--threshold sets another limit.",
@@ -243,9 +211,9 @@ def _show(answer: Answer, model: str, threshold: float | None, console: Console)
     for number, source in enumerate(answer.sources, start=1):
         date = f", {source.meta['date']}" if source.meta.get("date") else ""
         place = f"[{number}] {answering.citation(source)}{date} (score {source.score:.2f})"
-        _say(console, place, style="cyan")
-        _say(console, f"    {_first_words(source)}")
-    _say(console, "")
+        say(console, place, style="cyan")
+        say(console, f"    {_first_words(source)}")
+    say(console, "")
 
 
 def _as_json(answer: Answer, threshold: float | None, weights: Mapping[str, str]) -> str:
@@ -279,12 +247,5 @@ def _as_json(answer: Answer, threshold: float | None, weights: Mapping[str, str]
 
 def _first_words(source: Document) -> str:
     """Return the beginning of a chunk, without the title line that all of a file share."""
-    text = (source.content or "").removeprefix(f"{source.meta.get('title')}\n")
-    words = " ".join(text.split())
+    words = " ".join(indexing.own_text(source).split())
     return words if len(words) <= FIRST_WORDS else f"{words[:FIRST_WORDS].rsplit(' ', 1)[0]} ..."
-
-
-def _say(console: Console, text: str, style: str | None = None) -> None:
-    """Print text as it is; what a file holds must not steer the terminal."""
-    safe = "".join(c if c.isprintable() or c == "\n" else " " for c in text)
-    console.print(safe, style=style, markup=False, highlight=False, soft_wrap=True)

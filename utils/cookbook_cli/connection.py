@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
+
+from rich.console import Console
 
 if TYPE_CHECKING:
     from nim_cookbook.endpoints import Endpoints
@@ -44,6 +47,25 @@ def connected(mode: Mode | None = None) -> Iterator[Endpoints]:
         connection.close()
 
 
+@contextlib.contextmanager
+def asking(
+    console: Console, mode: Mode | None, *, as_json: bool
+) -> Iterator[tuple[Endpoints, Console]]:
+    """Connect for a command that asks the models itself, and explain their errors.
+
+    Yields the endpoints and where to show what is not the result: with `as_json` standard output
+    is for that alone, whoever prints.
+    """
+    with contextlib.ExitStack() as stack:
+        if as_json:
+            console = Console(stderr=True)
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        stack.enter_context(quiet())
+        api = stack.enter_context(connected(mode))
+        stack.enter_context(explained())
+        yield api, console
+
+
 def port_base(connection: Endpoints) -> int:
     """Return the chat server's port, on which the other servers' ports are counted; 0 if none."""
     return (urlsplit(connection.chat.url).port or 0) if connection.mode == "local" else 0
@@ -60,6 +82,12 @@ def shown(path: Path) -> str:
     path = path.resolve()
     here = Path.cwd().resolve()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """Print text as it is; what a file holds must not steer the terminal."""
+    safe = "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+    console.print(safe, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 import nim_cookbook
-from cookbook_cli.connection import shown
+from cookbook_cli.connection import say, shown
 from cookbook_cli.progress import LoggedProgress
 from cookbook_cli.results import write_atomically
 from nim_cookbook import endpoints, keys
@@ -82,10 +82,10 @@ def probe(
     if json_file is not None:
         _write(json_file, json.dumps(_record(findings, base), indent=2, ensure_ascii=False) + "\n")
     if registry is not None:
-        _line(console, _update(registry, findings))
+        say(console, _update(registry, findings))
     dead = [f"{f.model.id} ({f.verdict})" for f in findings if f.default and f.verdict != "alive"]
     if dead:
-        _line(console, f"Not alive, though recipes ask for it by default: {', '.join(dead)}.")
+        say(console, f"Not alive, though recipes ask for it by default: {', '.join(dead)}.")
     return 1 if dead else 0
 
 
@@ -294,7 +294,3 @@ def _write(path: Path, text: str) -> None:
         write_atomically(path, text)
     except OSError as error:
         raise DataError(f"{path} cannot be written ({error.strerror}).") from None
-
-
-def _line(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -53,7 +53,7 @@ def run(
     loaded = [(recipe, read_notebook(index.notebook_path(folder, recipe))) for recipe in chosen]
     output = _writable_folder(output, folder)
     with connected(mode) as connection:
-        weights = {str(role): what for role, what in connection.weights.items()}
+        weights = connection.weights
         if store and connection.mode != "local":
             raise ConfigurationError(
                 "Stored outputs come from the local endpoints, so that anybody can make them "

@@ -99,33 +99,11 @@ def query_pipeline(
             only a question for which nothing is found is.
     """
     pipeline = Pipeline()
-    pipeline.add_component(
-        "text_embedder",
-        NvidiaTextEmbedder(
-            model=api.embedding.model,
-            api_url=api.embedding.url,
-            api_key=Secret.from_env_var(api.embedding.key_variable),
-            truncate="END",
-        ),
-    )
+    pipeline.add_component("text_embedder", text_embedder(api.embedding))
     pipeline.add_component("retriever", QdrantEmbeddingRetriever(store, top_k=candidates))
-    pipeline.add_component(
-        "ranker",
-        NvidiaRanker(
-            model=api.reranking.model,
-            api_url=api.reranking.url,
-            api_key=Secret.from_env_var(api.reranking.key_variable),
-            top_k=top_k,
-        ),
-    )
+    pipeline.add_component("ranker", ranker(api.reranking, top_k))
     pipeline.add_component("router", router(threshold))
-    pipeline.add_component(
-        "prompt_builder",
-        ChatPromptBuilder(
-            [ChatMessage.from_system(SYSTEM), ChatMessage.from_user(PROMPT)],
-            required_variables="*",
-        ),
-    )
+    pipeline.add_component("prompt_builder", prompt_builder())
     pipeline.add_component("generator", chat_generator(api.chat, MAX_TOKENS))
     pipeline.connect("text_embedder.embedding", "retriever.query_embedding")
     pipeline.connect("retriever.documents", "ranker.documents")
@@ -133,6 +111,32 @@ def query_pipeline(
     pipeline.connect("router.sources", "prompt_builder.documents")
     pipeline.connect("prompt_builder.prompt", "generator.messages")
     return pipeline
+
+
+def text_embedder(embedding: Endpoint) -> NvidiaTextEmbedder:
+    """Return what embeds questions."""
+    return NvidiaTextEmbedder(
+        model=embedding.model,
+        api_url=embedding.url,
+        api_key=Secret.from_env_var(embedding.key_variable),
+        truncate="END",
+    )
+
+
+def ranker(reranking: Endpoint, top_k: int) -> NvidiaRanker:
+    """Return the reranker, without `truncate`: one that has it cannot be saved as YAML."""
+    return NvidiaRanker(
+        model=reranking.model,
+        api_url=reranking.url,
+        api_key=Secret.from_env_var(reranking.key_variable),
+        top_k=top_k,
+    )
+
+
+def prompt_builder(system: str = SYSTEM) -> ChatPromptBuilder:
+    """Return what makes the prompt, with a system message and `PROMPT`."""
+    messages = [ChatMessage.from_system(system), ChatMessage.from_user(PROMPT)]
+    return ChatPromptBuilder(messages, required_variables="*")
 
 
 def chat_generator(chat: Endpoint, max_tokens: int) -> NvidiaChatGenerator:

@@ -15,22 +15,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from haystack import Document, Pipeline, component
-from haystack.components.builders import ChatPromptBuilder
 from haystack.components.retrievers.in_memory import (
     InMemoryBM25Retriever,
     InMemoryEmbeddingRetriever,
 )
 from haystack.components.writers import DocumentWriter
-from haystack.dataclasses import ChatMessage
 from haystack.document_stores.in_memory import InMemoryDocumentStore
-from haystack.document_stores.types import DuplicatePolicy
-from haystack.utils import Secret
-from haystack_integrations.components.embedders.nvidia import (
-    NvidiaDocumentEmbedder,
-    NvidiaTextEmbedder,
-)
-from haystack_integrations.components.generators.nvidia import NvidiaChatGenerator
-from haystack_integrations.components.rankers.nvidia import NvidiaRanker
+from haystack.document_stores.types import DocumentStore, DuplicatePolicy
 from pydantic import Field
 
 from nim_cookbook import answering, indexing
@@ -42,8 +33,9 @@ from nim_cookbook.errors import DataError
 DEFAULT = "default"
 #: Chunks that each search gives to the fusion.
 LIST = 50
-#: The knobs that change the answer and not what is found.
+#: The knobs that change the answer and not what is found, and the others.
 ANSWER_KNOBS = ("top_k", "prompt", "chat")
+RETRIEVAL_KNOBS = ("split", "overlap", "title", "embedder", "search", "fusion", "depth")
 
 Split = Annotated[str, Field(pattern=r"^[1-9]\d* (word|line|passage|page)s?$")]
 Count = Annotated[int, Field(ge=1)]
@@ -80,6 +72,11 @@ class Design:
         length, unit = self.split.split()
         lap = int(length) * self.overlap // 100
         return int(length), lap, cast(indexing.Unit, unit.rstrip("s"))
+
+    @property
+    def searches(self) -> tuple[str, ...]:
+        """What its search is made of."""
+        return ("vectors", "keywords") if self.search == "hybrid" else (self.search,)
 
     @property
     def first_stage(self) -> Design:
@@ -129,10 +126,9 @@ class Grid:
 
     def designs(self) -> list[Design]:
         """Return all combinations that find differently, with the baseline's way to answer."""
-        names = [f.name for f in fields(Knobs) if f.name not in ANSWER_KNOBS]
-        values = itertools.product(*(getattr(self.knobs, name) for name in names))
-        made = (replace(self.baseline, **dict(zip(names, row, strict=True))) for row in values)
-        return list(dict.fromkeys(map(self.plain, made)))
+        values = itertools.product(*(getattr(self.knobs, name) for name in RETRIEVAL_KNOBS))
+        rows = (dict(zip(RETRIEVAL_KNOBS, row, strict=True)) for row in values)
+        return list(dict.fromkeys(self.plain(replace(self.baseline, **row)) for row in rows))
 
     def neighbours(self, design: Design, names: Iterable[str]) -> list[tuple[str, Design]]:
         """Return the designs that differ from one in a single knob, each with what differs."""
@@ -209,53 +205,15 @@ def fused(rankings: Iterable[Iterable[Any]], k: int) -> dict[Any, float]:
     return dict(sorted(scores.items(), key=lambda pair: -pair[1]))
 
 
-# ------------------------------------------------------------------------------------ components
-
-
-def model_of(endpoint: Endpoint, name: str) -> str:
-    """Return the id to ask an endpoint for."""
-    return endpoint.model if name == DEFAULT else name
-
-
-def document_embedder(design: Design, api: Endpoints) -> NvidiaDocumentEmbedder:
-    """Return what embeds the chunks of a design."""
-    return NvidiaDocumentEmbedder(
-        model=model_of(api.embedding, design.embedder),
-        api_url=api.embedding.url,
-        api_key=Secret.from_env_var(api.embedding.key_variable),
-        truncate="END",
-        progress_bar=False,
-    )
-
-
-def text_embedder(design: Design, api: Endpoints) -> NvidiaTextEmbedder:
-    """Return what embeds the questions of a design."""
-    return NvidiaTextEmbedder(
-        model=model_of(api.embedding, design.embedder),
-        api_url=api.embedding.url,
-        api_key=Secret.from_env_var(api.embedding.key_variable),
-        truncate="END",
-    )
-
-
-def prompt_builder(design: Design, grid: Grid) -> ChatPromptBuilder:
-    """Return what makes the prompt of a design."""
-    system = ChatMessage.from_system(grid.prompts[design.prompt])
-    return ChatPromptBuilder(
-        [system, ChatMessage.from_user(answering.PROMPT)], required_variables="*"
-    )
-
-
-def generator(design: Design, api: Endpoints) -> NvidiaChatGenerator:
-    """Return what answers."""
-    chat = replace(api.chat, model=model_of(api.chat, design.chat))
-    return answering.chat_generator(chat, answering.MAX_TOKENS)
-
-
 # ------------------------------------------------------------------------------------- pipelines
 
 
-def indexing_pipeline(design: Design, api: Endpoints, store: InMemoryDocumentStore) -> Pipeline:
+def asked_for(endpoint: Endpoint, model: str) -> Endpoint:
+    """Return an endpoint with the model that is asked for: an id, or `DEFAULT`."""
+    return endpoint if model == DEFAULT else replace(endpoint, model=model)
+
+
+def indexing_pipeline(design: Design, api: Endpoints, store: DocumentStore) -> Pipeline:
     """Return the pipeline from files to chunks with vectors in a store.
 
     Inputs `router.sources` and `router.meta`.
@@ -265,7 +223,8 @@ def indexing_pipeline(design: Design, api: Endpoints, store: InMemoryDocumentSto
     if not design.title:
         pipeline.remove_component("title")
         last = "splitter"
-    pipeline.add_component("embedder", document_embedder(design, api))
+    embedding = asked_for(api.embedding, design.embedder)
+    pipeline.add_component("embedder", indexing.document_embedder(embedding))
     pipeline.add_component("writer", DocumentWriter(store, policy=DuplicatePolicy.OVERWRITE))
     pipeline.connect(f"{last}.documents", "embedder.documents")
     pipeline.connect("embedder.documents", "writer.documents")
@@ -285,7 +244,8 @@ def query_pipeline(
     each = LIST if design.search == "hybrid" else wanted
     searches = []
     if design.search != "keywords":
-        pipeline.add_component("text_embedder", text_embedder(design, api))
+        embedding = asked_for(api.embedding, design.embedder)
+        pipeline.add_component("text_embedder", answering.text_embedder(embedding))
         pipeline.add_component("retriever", InMemoryEmbeddingRetriever(store, top_k=each))
         pipeline.connect("text_embedder.embedding", "retriever.query_embedding")
         searches.append("retriever")
@@ -299,18 +259,14 @@ def query_pipeline(
         pipeline.connect("keywords.documents", "joiner.keywords")
         last = "joiner"
     if design.depth:
-        ranker = NvidiaRanker(
-            model=api.reranking.model,
-            api_url=api.reranking.url,
-            api_key=Secret.from_env_var(api.reranking.key_variable),
-            top_k=design.top_k,
-        )
-        pipeline.add_component("ranker", ranker)
+        pipeline.add_component("ranker", answering.ranker(api.reranking, design.top_k))
         pipeline.connect(f"{last}.documents", "ranker.documents")
         last = "ranker"
     pipeline.add_component("router", answering.router(None))
-    pipeline.add_component("prompt_builder", prompt_builder(design, grid))
-    pipeline.add_component("generator", generator(design, api))
+    builder = answering.prompt_builder(grid.prompts[design.prompt])
+    pipeline.add_component("prompt_builder", builder)
+    chat = asked_for(api.chat, design.chat)
+    pipeline.add_component("generator", answering.chat_generator(chat, answering.MAX_TOKENS))
     pipeline.connect(f"{last}.documents", "router.documents")
     pipeline.connect("router.sources", "prompt_builder.documents")
     pipeline.connect("prompt_builder.prompt", "generator.messages")

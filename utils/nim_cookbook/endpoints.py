@@ -148,7 +148,7 @@ class Endpoints:
         return self._get("reranking")
 
     @property
-    def weights(self) -> dict[Role, str]:
+    def weights(self) -> dict[str, str]:
         """What really answers, by role, for the captions of tables and plots."""
         return {role: endpoint.weights for role, endpoint in self._endpoints.items()}
 

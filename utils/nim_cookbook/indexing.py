@@ -315,7 +315,7 @@ def prepare(file: SourceFile, pipeline: Pipeline, fingerprint: str = "") -> Prep
         include_outputs_from={"router", "joiner"},
     )
     chunks = [
-        chunk for chunk in result.get("title", {}).get("documents", ()) if _own_text(chunk).strip()
+        chunk for chunk in result.get("title", {}).get("documents", ()) if own_text(chunk).strip()
     ]
     if not chunks:
         unknown = not set(CONVERTERS) & set(result.get("router", {}))
@@ -371,7 +371,7 @@ def embedded_company(
         if not kept.is_file():
             chunks = [p for file in files for p in prepare(file, pipeline).chunks]
             if not titles:
-                chunks = [replace(c, content=_own_text(c)) for c in chunks]
+                chunks = [replace(c, content=own_text(c)) for c in chunks]
             embedder = NvidiaDocumentEmbedder(
                 model=embedding.model,
                 api_url=embedding.url,
@@ -383,6 +383,17 @@ def embedded_company(
             part.write_text(json.dumps([d.to_dict(flatten=False) for d in embedded]), "utf-8")
             part.replace(kept)
         return [Document.from_dict(record) for record in json.loads(kept.read_text("utf-8"))]
+
+
+def document_embedder(embedding: Endpoint) -> NvidiaDocumentEmbedder:
+    """Return what embeds chunks; one that is too long for the model is cut at its end."""
+    return NvidiaDocumentEmbedder(
+        model=embedding.model,
+        api_url=embedding.url,
+        api_key=Secret.from_env_var(embedding.key_variable),
+        truncate="END",
+        progress_bar=False,
+    )
 
 
 def update(
@@ -584,7 +595,7 @@ def _identified(
         yield Document(id=name, content=chunk.content, meta=meta)
 
 
-def _own_text(chunk: Document) -> str:
+def own_text(chunk: Document) -> str:
     """Return a chunk without its title line: a title alone is no chunk."""
     return (chunk.content or "").removeprefix(f"{chunk.meta.get('title')}\n")
 

@@ -41,15 +41,13 @@ def pareto_plot(
     front: Sequence[str],
     *,
     title: str,
-    quality: str = "nDCG@10",
 ) -> Picture:
-    """Draw quality against time, and the front: what nothing else beats in both.
+    """Draw nDCG@10 against time, and the front: what nothing else beats in both.
 
     Args:
-        points: Seconds and quality by name.
+        points: Seconds and nDCG@10 by name.
         front: The names on the front, the fastest first; drawn with their intervals and named.
         title: What is compared.
-        quality: What the quality is.
     """
     figure, axes = figure_of((8, 4.6))
     rest = [point for name, point in points.items() if name not in front]
@@ -65,7 +63,7 @@ def pareto_plot(
     )  # fmt: skip
     for number, (x, y) in enumerate(zip(times, values, strict=True), 1):
         axes.annotate(str(number), (x, y), xytext=(6, -12), textcoords="offset points", fontsize=9)
-    axes.set(xscale="log", xlabel="milliseconds for one search", ylabel=quality)
+    axes.set(xscale="log", xlabel="milliseconds for one search", ylabel="nDCG@10")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     named = "\n".join(f"{n} {name}" for n, name in enumerate(front, 1))
     axes.set_title(f"{title}; line: the Pareto front\n{named}", fontsize=9, loc="left")
@@ -74,5 +72,5 @@ def pareto_plot(
         for n, name in enumerate(front, 1)
     )
     return finished(
-        figure, f"Dots. {title}: {len(points)} designs by time and {quality}. The front: {said}."
+        figure, f"Dots. {title}: {len(points)} designs by time and nDCG@10. The front: {said}."
     )

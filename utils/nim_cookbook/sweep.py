@@ -14,8 +14,8 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -27,14 +27,13 @@ import numpy.typing as npt
 from haystack import Document, Pipeline
 from haystack.components.retrievers.in_memory import InMemoryBM25Retriever
 from haystack.document_stores.in_memory import InMemoryDocumentStore
-from haystack.utils import Secret
 from haystack_integrations.components.rankers.nvidia import NvidiaRanker
 from haystack_integrations.components.rankers.nvidia.truncate import RankerTruncateMode
 
 from nim_cookbook import answering, designs, indexing, local
 from nim_cookbook.corpus import relevant
 from nim_cookbook.data import Query, brief
-from nim_cookbook.designs import ANSWER_KNOBS, LIST, Design, Grid
+from nim_cookbook.designs import ANSWER_KNOBS, LIST, RETRIEVAL_KNOBS, Design, Grid, asked_for
 from nim_cookbook.endpoints import Endpoint, Endpoints
 from nim_cookbook.errors import DataError
 from nim_cookbook.evaluation import (
@@ -52,8 +51,7 @@ from nim_cookbook.kept import Cache, name_of
 METRIC, RECALL = "ndcg@10", "recall@20"
 BATCH = 32  # chunks in one request: what an interruption loses
 #: Seconds that a thing takes on two cores, until this run has measured it.
-USUAL = {"chunk": 0.03, "question": 0.03, "pair": 0.03, "answer": 1.0}
-RETRIEVAL_KNOBS = tuple(f.name for f in fields(Design) if f.name not in ANSWER_KNOBS)
+USUAL = {"chunk": 0.03, "pair": 0.03, "answer": 1.0}
 
 #: Called with what is being computed and the seconds that are left.
 Progress = Callable[[str, float], None]
@@ -136,7 +134,6 @@ class Sweep:
         folder: Path | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """Read nothing yet."""
         self._api, self._files, self.grid = api, files, grid
         self.cache = Cache(folder or local.cache_dir() / "sweeps")
         self._report = progress or (lambda what, left: None)
@@ -156,7 +153,6 @@ class Sweep:
         self._vectors: dict[tuple[str, str], npt.NDArray[np.float32]] = {}
         self._todo: Counter[str] = Counter()  # how much is left, as far as is known
         self._spent: dict[str, float] = defaultdict(float)
-        self._times: dict[str, list[float]] = {"question": [], "search": [], "pair": []}
 
     # -------------------------------------------------------------------------------- the parts
 
@@ -172,7 +168,7 @@ class Sweep:
             settings = name_of(pipeline.dumps(), version("haystack-ai"))
             chunks = [c for file in self._files for c in self._chunks(file, pipeline, settings)]
             if not design.title:
-                chunks = [replace(c, content=_untitled(c)) for c in chunks]
+                chunks = [replace(c, content=indexing.own_text(c)) for c in chunks]
             if not chunks:
                 raise DataError("None of the files gave any text: name another folder.")
             self._indexes[known] = Index(tuple(chunks))
@@ -200,41 +196,39 @@ class Sweep:
         if known not in self._vectors:
             model = self._model(self._api.embedding, design.embedder)
             names = [name_of("vector", model, c.content) for c in index.chunks]
-            held = {name: self.cache.get(name) for name in dict.fromkeys(names)}
-            chunks = dict(zip(names, index.chunks, strict=True))
+            texts = {name: c.content for name, c in zip(names, index.chunks, strict=True)}
+            held = {name: self.cache.get(name) for name in texts}
             missing = [name for name, vector in held.items() if vector is None]
-            embedder = designs.document_embedder(design, self._api)
-            for start in range(0, len(missing), BATCH):
-                some = missing[start : start + BATCH]
-                texts = [Document(content=chunks[name].content) for name in some]
-                start_time = time.perf_counter()
-                done: Any = embedder.run(texts)["documents"]
-                new = {name: d.embedding for name, d in zip(some, done, strict=True)}
-                self._keep("chunk", len(some), time.perf_counter() - start_time, new)
+            embedder = indexing.document_embedder(asked_for(self._api.embedding, design.embedder))
+            for first in range(0, len(missing), BATCH):
+                some = missing[first : first + BATCH]
+                start = time.perf_counter()
+                done: Any = embedder.run([Document(content=texts[name]) for name in some])
+                new = {n: d.embedding for n, d in zip(some, done["documents"], strict=True)}
+                self._keep("chunk", len(some), time.perf_counter() - start, new)
                 held |= new
             self._vectors[known] = _unit([held[name] for name in names])
         return self._vectors[known]
 
-    def _question(self, design: Design, query: Query) -> npt.NDArray[np.float32]:
+    def _question(self, design: Design, query: Query) -> tuple[float, npt.NDArray[np.float32]]:
+        """Return the seconds that a question's embedding took, and its unit vector."""
         model = self._model(self._api.embedding, design.embedder)
         name = name_of("question", model, query.question)
         if (kept := self.cache.get(name)) is None:
-            embedder = designs.text_embedder(design, self._api)
+            embedder = answering.text_embedder(asked_for(self._api.embedding, design.embedder))
             start = time.perf_counter()
             embedding = embedder.run(query.question)["embedding"]
             kept = [time.perf_counter() - start, embedding]
             self._keep("question", 1, kept[0], {name: kept})
-        self._times["question"].append(kept[0])
-        vector: npt.NDArray[np.float32] = _unit([kept[1]])[0]
-        return vector
+        return kept[0], _unit([kept[1]])[0]
 
-    def _search(self, design: Design, query: Query, how: str) -> list[int]:
-        """Return the places of the chunks that one search finds, best first."""
+    def _search(self, design: Design, query: Query, how: str) -> tuple[float, list[int]]:
+        """Return the seconds of one search, and the places of the chunks found, best first."""
         index = self.index(design)
         model = "" if how == "keywords" else self._model(self._api.embedding, design.embedder)
         name = name_of("ranking", index.name, how, model, query.question)
         if (kept := self.cache.get(name)) is None:
-            asked = None if how == "keywords" else self._question(design, query)
+            asked = None if how == "keywords" else self._question(design, query)[1]
             start = time.perf_counter()
             if asked is None:
                 found = [int(d.id) for d in index.keywords.run(query.question)["documents"]]
@@ -243,23 +237,18 @@ class Sweep:
                 found = [int(n) for n in order[:LIST]]
             kept = [time.perf_counter() - start, found]
             self.cache.put({name: kept})
-        self._times["search"].append(kept[0])
-        places: list[int] = kept[1]
-        return places
+        return kept[0], kept[1]
 
     def first_stage(self, design: Design, query: Query) -> list[int]:
         """Return the places of the chunks that a design finds before the reranker, best first."""
-        both = ("vectors", "keywords") if design.search == "hybrid" else (design.search,)
-        rankings = [self._search(design, query, how) for how in both]
-        return rankings[0] if len(rankings) == 1 else list(designs.fused(rankings, design.fusion))
+        rankings = [self._search(design, query, how)[1] for how in design.searches]
+        return list(designs.fused(rankings, design.fusion))
 
     def ranking(self, design: Design, query: Query) -> list[int]:
         """Return the places of the chunks that a design finds, best first."""
         order = self.first_stage(design, query)
-        head = order[: design.depth]
-        logits = [self.cache.get(self._pair(design, query, n))[0] for n in head]
-        best = sorted(range(len(head)), key=lambda n: -logits[n])
-        return [head[n] for n in best] + order[design.depth :]
+        logits = {n: self.cache.get(self._pair(design, query, n))[0] for n in order[: design.depth]}
+        return sorted(logits, key=lambda n: -logits[n]) + order[design.depth :]
 
     def _pair(self, design: Design, query: Query, place: int) -> str:
         text = self.index(design).chunks[place].content
@@ -292,55 +281,52 @@ class Sweep:
 
     @cached_property
     def _ranker(self) -> NvidiaRanker:
-        endpoint = self._api.reranking
-        return NvidiaRanker(
-            model=endpoint.model,
-            api_url=endpoint.url,
-            api_key=Secret.from_env_var(endpoint.key_variable),
-            truncate=RankerTruncateMode.END,
-        )
+        ranker = answering.ranker(self._api.reranking, LIST)
+        ranker.truncate = RankerTruncateMode.END
+        return ranker
 
     # ------------------------------------------------------------------------------ the measures
 
     def measure(self, some: Sequence[Design], queries: Sequence[Query]) -> list[Measured]:
         """Return how well and how fast designs find, in their order."""
         for design in some:
-            if design.search != "keywords":
+            if "vectors" in design.searches:
                 self.vectors(design)
         self.rerank(some, queries)
         return [self._measured(design, queries) for design in some]
 
     def _measured(self, design: Design, queries: Sequence[Query]) -> Measured:
         self._report(str(design), self._left())
-        self._times = {"question": [], "search": [], "pair": []}
         chunks = self.index(design).chunks
         run = {}
+        times: dict[str, list[float]] = {"question": [], "search": [], "pair": []}
         for query in queries:
             places = self.ranking(design, query)[:20]
             run[query.id] = [
                 Chunk(chunks[n].meta["document"], chunks[n].content or "") for n in places
             ]
-            if design.search != "keywords":
-                self._question(design, query)
+            if "vectors" in design.searches:
+                times["question"].append(self._question(design, query)[0])
+            times["search"] += [self._search(design, query, how)[0] for how in design.searches]
             for n in self.first_stage(design, query)[: design.depth]:
-                self._times["pair"].append(self.cache.get(self._pair(design, query, n))[1])
-        times = {what: median(values or [0.0]) for what, values in self._times.items()}
-        searches = 2 if design.search == "hybrid" else 1
-        seconds = times["question"] + searches * times["search"] + design.depth * times["pair"]
+                times["pair"].append(self.cache.get(self._pair(design, query, n))[1])
+        question, search, pair = (median(values or [0.0]) for values in times.values())
+        seconds = question + len(design.searches) * search + design.depth * pair
         return Measured(design, score_retrieval(run, queries, metrics=(METRIC, RECALL)), seconds)
 
     def answer(self, design: Design, queries: Sequence[Query]) -> Answered:
         """Let the chat model answer questions from what a design finds."""
         self.measure([design], queries)
-        builder = designs.prompt_builder(design, self.grid)
+        builder = answering.prompt_builder(self.grid.prompts[design.prompt])
+        chat = asked_for(self._api.chat, design.chat)
+        model = self._model(self._api.chat, design.chat)
         chunks = self.index(design).chunks
         texts, shown, times = [], [], []
         for query in queries:
             self._report(f"answers of {design}", self._left())
             documents = [chunks[n] for n in self.ranking(design, query)[: design.top_k]]
             prompt = builder.run(documents=documents, question=query.question)["prompt"]
-            model = self._model(self._api.chat, design.chat)
-            generator = designs.generator(design, self._api)
+            generator = answering.chat_generator(chat, answering.MAX_TOKENS)
             said = [message.text for message in prompt]
             name = name_of("answer", model, generator.generation_kwargs, said)
             if (kept := self.cache.get(name)) is None:
@@ -375,11 +361,11 @@ class Sweep:
         stages = list(dict.fromkeys(design.first_stage for design in all_designs))
         self._expect(stages, len(queries))
         self._check()
-        found = {m.design: m for m in self.measure(stages, queries)}
-        best = sorted(stages, key=lambda d: -found[d].scores.values[RECALL].mean())
-        kept = set(best[: race.first_stages])
+        found = self.measure(stages, queries)
+        best = sorted(found, key=lambda m: -m.scores.values[RECALL].mean())
+        kept = {m.design for m in best[: race.first_stages]}
         running = [d for d in all_designs if d.depth and d.first_stage in kept]
-        results = {d: m for d, m in found.items() if d in set(all_designs)}
+        results = {m.design: m for m in found if m.design in all_designs}
         sizes = _rungs(len(running), race.finalists, len(race.rungs))
         for share, size in zip(race.rungs, sizes, strict=False):
             some = queries[: max(1, round(share * len(queries)))]
@@ -395,22 +381,18 @@ class Sweep:
         Where no question has a reference there is nothing to compare, and the list is empty.
         """
         some = self._asked(self.dev)
-        if not some:
-            return []
-        self._todo["answer"] = len(some) * min(len(finalists), self.grid.race.finalists)
-        answered = [self.answer(m.design, some) for m in finalists[: self.grid.race.finalists]]
+        finalists = finalists[: self.grid.race.finalists] if some else []
+        self._todo["answer"] = len(some) * len(finalists)
+        answered = [self.answer(m.design, some) for m in finalists]
         return sorted(answered, key=lambda a: -a.f1.mean())
 
-    def knobs(
-        self, winner: Design, queries: Sequence[Query] | None = None
-    ) -> dict[str, Difference]:
+    def knobs(self, winner: Design) -> dict[str, Difference]:
         """Return what each other value of a knob changes in nDCG@10: other minus winner, paired."""
-        queries = list(self.dev if queries is None else queries)
-        others = self.grid.neighbours(winner, RETRIEVAL_KNOBS)
-        own, *found = self.measure([winner, *(other for _, other in others)], queries)
+        others = dict(self.grid.neighbours(winner, RETRIEVAL_KNOBS))
+        own, *found = self.measure([winner, *others.values()], self.dev)
         return {
             what: paired_bootstrap(m.quality, own.quality)
-            for (what, _), m in zip(others, found, strict=True)
+            for what, m in zip(others, found, strict=True)
         }
 
     def answer_knobs(self, winner: Design) -> dict[str, Difference]:
@@ -468,7 +450,7 @@ class Sweep:
                     )
 
     def _model(self, endpoint: Endpoint, name: str = designs.DEFAULT) -> str:
-        return f"{endpoint.weights}, {designs.model_of(endpoint, name)}"
+        return f"{endpoint.weights}, {asked_for(endpoint, name).model}"
 
     def _expect(self, stages: Sequence[Design], questions: int) -> None:
         """Estimate what will have to be computed, for the time that is left."""
@@ -480,9 +462,8 @@ class Sweep:
             for c in self.index(d).chunks
         }
         self._todo["chunk"] = sum(self.cache.get(name) is None for name in names)
-        if depth:
-            splits = min(len(places), race.first_stages)
-            self._todo["pair"] = int(questions * (splits + 1) / 2 * depth)
+        splits = min(len(places), race.first_stages)
+        self._todo["pair"] = int(questions * (splits + 1) / 2 * depth)
 
     def _keep(self, what: str, number: int, seconds: float, values: Mapping[str, object]) -> None:
         """Keep what a call of an endpoint gave, count it, and report."""
@@ -495,21 +476,16 @@ class Sweep:
     def _left(self) -> float:
         """Return the seconds that are left, as far as is known."""
         return sum(
-            max(0, number)
-            * (self._spent[what] / self.computed[what] if self.computed[what] else USUAL[what])
-            for what, number in self._todo.items()
+            number * (self._spent[what] / done if (done := self.computed[what]) else USUAL[what])
+            for what, number in (+self._todo).items()
         )
 
 
-def _rungs(first: int, last: int, number: int) -> Iterator[int]:
+def _rungs(first: int, last: int, number: int) -> list[int]:
     """Return how many designs each rung measures: from all of them down to the finalists."""
-    for rung in range(number if first else 0):
-        share = rung / (number - 1) if number > 1 else 1.0
-        yield max(1, min(first, round(first * (min(last, first) / first) ** share)))
-
-
-def _untitled(chunk: Document) -> str:
-    return (chunk.content or "").removeprefix(f"{chunk.meta.get('title')}\n")
+    if not first:
+        return []
+    return [round(size) for size in np.geomspace(min(last, first), first, number)[::-1]]
 
 
 def _unit(rows: Sequence[Sequence[float]]) -> npt.NDArray[np.float32]:

@@ -29,11 +29,10 @@ from haystack.core.errors import DeserializationError, PipelineError
 from haystack.document_stores.types import DocumentStore, DuplicatePolicy
 from haystack.marshal import YamlMarshaller
 from haystack.utils import Secret
-from haystack_integrations.components.embedders.nvidia import NvidiaDocumentEmbedder
 from haystack_integrations.components.rankers.nvidia.truncate import RankerTruncateMode
 from haystack_integrations.document_stores.qdrant import QdrantDocumentStore
 
-from nim_cookbook import answering, conversations, indexing
+from nim_cookbook import answering, conversations, designs
 from nim_cookbook.endpoints import HOSTED_URL, Endpoint, Endpoints, thinking_fields
 from nim_cookbook.errors import ConfigurationError, CookbookError
 from nim_cookbook.keys import NVIDIA_KEY
@@ -99,7 +98,7 @@ def build(name: Name) -> Pipeline:
         return_embedding=False,
     )
     if name == "indexing":
-        return _indexing(api, store)
+        return designs.indexing_pipeline(designs.Design(), api, store)
     pipeline = answering.query_pipeline(api, store)
     if name == "search":
         for step in ("generator", "prompt_builder", "router"):
@@ -210,25 +209,6 @@ def _catalog() -> Endpoints:
             for role in ROLES
         },
     )
-
-
-def _indexing(api: Endpoints, store: QdrantDocumentStore) -> Pipeline:
-    """Return the pipeline from files to vectors: `preparation` and the embedder and writer."""
-    pipeline = indexing.preparation()
-    pipeline.add_component(
-        "embedder",
-        NvidiaDocumentEmbedder(
-            model=api.embedding.model,
-            api_url=api.embedding.url,
-            api_key=Secret.from_env_var(api.embedding.key_variable),
-            truncate="END",
-            progress_bar=False,
-        ),
-    )
-    pipeline.add_component("writer", DocumentWriter(store, policy=DuplicatePolicy.OVERWRITE))
-    pipeline.connect("title.documents", "embedder.documents")
-    pipeline.connect("embedder.documents", "writer.documents")
-    return pipeline
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -321,7 +321,7 @@ class Ask(BasePipelineWrapper):
             refused=answer.refused,
             finish_reason=answer.finish_reason,
             sources=[source(chunk) for chunk in answer.sources],
-            weights={str(role): name for role, name in self.service.api.weights.items()},
+            weights=self.service.api.weights,
         )
 
     def run_file_upload(
