@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST = (3, 11)
-EXTRAS = "notebooks,llamaindex,measure,finetune,serve,kubernetes,bench,site,dev"
+EXTRAS = "notebooks,llamaindex,measure,tables,agent,finetune,serve,kubernetes,bench,site,dev"
 PIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!_]+")
 # pip and setuptools come with the environment, and a constraint on them would only get in the way.
 LEFT_OUT = {"pip", "setuptools", "wheel", "nim-rag-cookbook"}

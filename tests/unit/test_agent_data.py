@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from datetime import date
+from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 
 from nim_cookbook import corpus
 from nim_cookbook.data import data_path, read_jsonl
 
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "17_an_agent_that_searches.ipynb"
 QUESTIONS = read_jsonl(data_path("agent/questions.jsonl"))
 CALLS = read_jsonl(data_path("agent/calls.jsonl"))
+RESULTS = json.loads(data_path("agent/results.json").read_text("utf-8"))
 COMPANY = corpus.load_company()
 IN_FORCE = {source.id for source in COMPANY.in_force()}
 
@@ -36,3 +41,54 @@ def test_there_are_enough_of_each_and_none_twice() -> None:
         assert sum(row["kind"] == kind for row in test_questions) == 12
     for rows in (CALLS, QUESTIONS):
         assert len({row["id"] for row in rows}) == len({row["question"] for row in rows})
+
+
+def test_every_test_question_has_a_stored_result() -> None:
+    """Who measures again and stops half-way would otherwise store a share of the easy ones."""
+    for part, rows in (("calls", CALLS), ("answers", QUESTIONS)):
+        assert RESULTS[part].keys() == {row["id"] for row in rows if row["split"] == "test"}
+    lookups = {row["id"] for row in QUESTIONS if row["kind"] == "lookup"}
+    assert RESULTS["forms"].keys() == lookups & RESULTS["answers"].keys()
+
+
+@pytest.fixture(scope="module")
+def calculate() -> Any:
+    """The recipe's calculator."""
+    cells = nbformat.read(NOTEBOOK, as_version=4).cells
+    names: dict[str, Any] = {}
+    for tag in ("period", "calculate"):
+        cell = next(cell for cell in cells if tag in cell.metadata.get("tags", ()))
+        exec(compile(cell.source, tag, "exec"), names)
+    return names["calculate"].function
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in QUESTIONS + CALLS if "expression" in row], ids=lambda row: row["id"]
+)
+def test_the_reference_of_a_calculation_is_its_value(calculate: Any, row: dict[str, Any]) -> None:
+    assert calculate(row["expression"]) in [answer.replace(",", "") for answer in row["answers"]]
+
+
+@pytest.mark.parametrize(
+    ("expression", "result"),
+    [("4 * 3760", "15040"), ("(640 + 210) * 3", "2550"), ("1 / 8", "0.125"), ("2 - 5", "-3")],
+)
+def test_the_calculator_calculates(calculate: Any, expression: str, result: str) -> None:
+    assert calculate(expression) == result
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "",
+        "1 / 0",
+        "2 ** 9",
+        "x + 1",
+        "open('x')",
+        "__import__('os').getpid()",
+        "'a' * 9",
+        "[1] + [2]",
+    ],
+)
+def test_the_calculator_runs_nothing_else(calculate: Any, expression: str) -> None:
+    assert calculate(expression).startswith("Not calculated: ")

@@ -57,6 +57,7 @@ _EXTRAS = {
     "pdfplumber": "tables",
     "rapidfuzz": "tables",
     "rapidocr": "tables",
+    "mcp": "agent",
     "gradientai": "finetune",
     "haystack_integrations.components.embedders.gradient": "finetune",
     "haystack_integrations.components.generators.gradient": "finetune",
