@@ -40,7 +40,7 @@ NEED_PYTHON = command -v $(PYTHON) >/dev/null || { echo "Error: $(PYTHON) was no
 BOOTSTRAP = @$(NEED_PYTHON); $(PYTHON) tools/bootstrap.py --venv $(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-code test-recipes test-network weights coverage lint crds lab serve fetch notebooks pdfs screenshot pipelines tables stamp site bench images compose-test constraints wheel clean setup setup-dev
+.PHONY: help run test test-all test-code test-recipes recipes-together recipes-alone test-network weights coverage lint crds lab serve fetch notebooks pdfs screenshot pipelines tables stamp site bench images compose-test constraints wheel clean setup setup-dev
 
 help: ## Show this list
 	@echo "make TARGET, with TARGET one of:"
@@ -66,8 +66,14 @@ test-all: setup-dev ## The long run: kills, trainings, every notebook alone, eve
 test-code: setup-dev weights ## Unit tests, and contract tests with the vendors' own clients
 	$(SILENT) $(PYTEST) tests/unit tests/contract -n 3 --dist loadgroup $(call MARKED,not alone and not network) $(PYTEST_ARGS) $(NONE)
 
+# Both, also when the first fails: `make test` tells all failures.
 test-recipes: setup-dev weights ## Each recipe, executed with nbmake
+	@$(MAKE) --no-print-directory --keep-going recipes-together recipes-alone
+
+recipes-together:
 	$(SILENT) $(PYTEST) tests/notebooks -n 2 --dist loadgroup $(call MARKED,not alone and not network) $(PYTEST_ARGS) $(NONE)
+
+recipes-alone:
 	$(SILENT) $(PYTEST) tests/notebooks $(call MARKED,alone and not network) $(PYTEST_ARGS) $(NONE)
 
 # Before the network goes.
