@@ -143,6 +143,14 @@ def test_values_that_cannot_work_are_refused(values: Object, why: str) -> None:
         templated(values)
 
 
+@pytest.mark.parametrize("how", ["joined", "rewritten", "off"])
+def test_how_follow_ups_are_searched_is_text(how: str) -> None:
+    """An `off` without quotes is YAML's false, which no variable of a container may be."""
+    objects = objects_in(templated({"query": {"followUps": how}}))
+    query = components(objects)["query"]["containers"][0]
+    assert environment(objects, query)["COOKBOOK_FOLLOW_UPS"] == how
+
+
 def test_snapshots_in_s3_need_no_room() -> None:
     in_s3 = [{"name": "QDRANT__STORAGE__SNAPSHOTS_CONFIG__SNAPSHOTS_STORAGE", "value": "s3"}]
     assert templated({"qdrant": {"snapshots": {"size": "20Gi"}, "extraEnv": in_s3}})
