@@ -239,16 +239,23 @@ class Sweep:
             self.cache.put({name: kept})
         return kept[0], kept[1]
 
-    def first_stage(self, design: Design, query: Query) -> list[int]:
-        """Return the places of the chunks that a design finds before the reranker, best first."""
-        rankings = [self._search(design, query, how)[1] for how in design.searches]
-        return list(designs.fused(rankings, design.fusion))
+    def _first_stage(self, design: Design, query: Query) -> tuple[list[float], list[int]]:
+        """Return the seconds of each search, and the places found before the reranker."""
+        found = [self._search(design, query, how) for how in design.searches]
+        places = designs.fused((order for _, order in found), design.fusion)
+        return [seconds for seconds, _ in found], list(places)
+
+    def _reranked(
+        self, design: Design, query: Query, order: Sequence[int]
+    ) -> tuple[list[float], list[int]]:
+        """Return the seconds of each pair that the reranker reads, and the places, best first."""
+        pairs = {n: self.cache.get(self._pair(design, query, n)) for n in order[: design.depth]}
+        places = sorted(pairs, key=lambda n: -pairs[n][0])
+        return [seconds for _, seconds in pairs.values()], [*places, *order[design.depth :]]
 
     def ranking(self, design: Design, query: Query) -> list[int]:
         """Return the places of the chunks that a design finds, best first."""
-        order = self.first_stage(design, query)
-        logits = {n: self.cache.get(self._pair(design, query, n))[0] for n in order[: design.depth]}
-        return sorted(logits, key=lambda n: -logits[n]) + order[design.depth :]
+        return self._reranked(design, query, self._first_stage(design, query)[1])[1]
 
     def _pair(self, design: Design, query: Query, place: int) -> str:
         text = self.index(design).chunks[place].content
@@ -264,7 +271,7 @@ class Sweep:
         for design in some:
             index = self.index(design)
             for query in queries if design.depth else ():
-                for place in self.first_stage(design, query)[: design.depth]:
+                for place in self._first_stage(design, query)[1][: design.depth]:
                     name = self._pair(design, query, place)
                     if name not in seen and self.cache.get(name) is None:
                         seen.add(name)
@@ -301,15 +308,15 @@ class Sweep:
         run = {}
         times: dict[str, list[float]] = {"question": [], "search": [], "pair": []}
         for query in queries:
-            places = self.ranking(design, query)[:20]
+            searches, order = self._first_stage(design, query)
+            pairs, places = self._reranked(design, query, order)
             run[query.id] = [
-                Chunk(chunks[n].meta["document"], chunks[n].content or "") for n in places
+                Chunk(chunks[n].meta["document"], chunks[n].content or "") for n in places[:20]
             ]
             if "vectors" in design.searches:
                 times["question"].append(self._question(design, query)[0])
-            times["search"] += [self._search(design, query, how)[0] for how in design.searches]
-            for n in self.first_stage(design, query)[: design.depth]:
-                times["pair"].append(self.cache.get(self._pair(design, query, n))[1])
+            times["search"] += searches
+            times["pair"] += pairs
         question, search, pair = (median(values or [0.0]) for values in times.values())
         seconds = question + len(design.searches) * search + design.depth * pair
         return Measured(design, score_retrieval(run, queries, metrics=(METRIC, RECALL)), seconds)
