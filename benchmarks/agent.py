@@ -16,53 +16,26 @@ stopped goes on. The file holds what was answered, no verdicts; the recipe judge
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import nbformat
+from cells import names_of
 from rich.console import Console
 from rich.progress import track
 
-ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOK = ROOT / "notebooks" / "17_an_agent_that_searches.ipynb"
-DATA = ROOT / "data" / "agent"
-#: Tags of the cells that define what is measured.
-CELLS = (
-    *("connect", "hybrid", "plain", "search", "period", "calculate"),
-    *("agent", "calls", "forms"),
-)
+from cookbook_cli.results import write_atomically
+from nim_cookbook import data
+
+DATA = data.data_path("agent")
+#: Cells that read what this command stores.
+LEFT_OUT = ("setup", "stored-calls", "kinds", "headline", "example")
 PARTS = ("calls", "answers", "forms")
 
 Json = dict[str, Any]
-console = Console(stderr=True)
-
-
-def recipe() -> Json:
-    """Run the recipe's cells and return what they define."""
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    tagged = {tag: cell for cell in notebook.cells for tag in cell.metadata.get("tags", [])}
-    names: Json = {}
-    for tag in CELLS:
-        cell = ast.parse(tagged[tag].source)
-        cell.body = [node for node in cell.body if not shows(node)]
-        exec(compile(cell, f"recipe 17, {tag}", "exec"), names)
-    return names
-
-
-def shows(node: ast.stmt) -> bool:
-    """Tell whether a line is an example, which asks the models: a loop, or a call of `print`."""
-    return isinstance(node, ast.For) or ast.unparse(node).startswith("print(")
-
-
-def questions(name: str) -> list[Json]:
-    """Return the test questions of a file."""
-    lines = (DATA / f"{name}.jsonl").read_text("utf-8").splitlines()
-    return [row for row in map(json.loads, lines) if row["split"] == "test"]
 
 
 def work(parts: Sequence[str]) -> list[tuple[str, Json]]:
@@ -71,10 +44,10 @@ def work(parts: Sequence[str]) -> list[tuple[str, Json]]:
     The kinds alternate, so that a run which was stopped has some of each.
     """
     asked: list[tuple[str, Json]] = []
-    for row in sorted(questions("questions"), key=lambda row: row["id"][-2:]):
+    for row in sorted(data.read_jsonl(DATA / "questions.jsonl"), key=lambda row: row["id"][-2:]):
         asked += [("answers", row)] + [("forms", row)] * (row["kind"] == "lookup")
-    asked += [("calls", row) for row in questions("calls")]
-    return [(part, row) for part, row in asked if part in parts]
+    asked += [("calls", row) for row in data.read_jsonl(DATA / "calls.jsonl")]
+    return [(part, row) for part, row in asked if part in parts and row["split"] == "test"]
 
 
 def timed(answer: Callable[[str], Json], question: str) -> Json:
@@ -108,24 +81,20 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"there is no part {', '.join(sorted(unknown))}: name {', '.join(PARTS)}")
-    names = recipe()
+    names = names_of("17_an_agent_that_searches.ipynb", "forms", *LEFT_OUT, examples=False)
     weights = names["nim"].weights
     known: Json = json.loads(options.json.read_text("utf-8")) if options.json.is_file() else {}
     if known.get("weights") != weights:
         known = {"weights": weights}
-    for part, row in each(work(options.parts or PARTS), "questions"):
+    asked, console = work(options.parts or PARTS), Console(stderr=True)
+    for part, row in track(asked, "questions", console=console, disable=not console.is_terminal):
         done = known.setdefault(part, {})
         if row["id"] not in done:
             done[row["id"]] = ask(names, part, row["question"])
             text = json.dumps(known, indent=1, ensure_ascii=False)
-            options.json.write_text(text + "\n", encoding="utf-8")
+            write_atomically(options.json, text + "\n")
     names["nim"].close()
     return 0
-
-
-def each(rows: list[tuple[str, Json]], what: str) -> Iterable[tuple[str, Json]]:
-    """Go through questions with a progress bar."""
-    return track(rows, what, console=console, disable=not console.is_terminal)
 
 
 if __name__ == "__main__":
