@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import httpx
+import nbformat
 import pytest
 import uvicorn
 from packaging.requirements import Requirement
@@ -23,6 +24,7 @@ from starlette.types import ASGIApp
 
 from local_endpoints.ports import bind
 
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 START_SECONDS = 300  # a first start fetches the weights
 BLOCK = 6
 NAMES = ("chat", "embedding", "reranking", "catalog", "gradient", "notion")  # in order of ports
@@ -192,3 +194,9 @@ def closure(names: Iterable[str]) -> set[str]:
             if need.marker is None or any(need.marker.evaluate(e) for e in environments):
                 todo.append((canonicalize_name(need.name), frozenset(need.extras)))
     return done
+
+
+def recipe_cells(number: str) -> dict[str, str]:
+    """Return the source of a recipe's cells, by their ids."""
+    (notebook,) = NOTEBOOKS.glob(f"{number}_*.ipynb")
+    return {cell.id: cell.source for cell in nbformat.read(notebook, as_version=4).cells}

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import nbformat
 import pytest
 from haystack import Document
 from haystack.document_stores.in_memory import InMemoryDocumentStore
@@ -20,22 +19,12 @@ from haystack.utils import Secret
 from haystack_integrations.components.embedders.nvidia import NvidiaDocumentEmbedder
 
 from nim_cookbook import data, endpoints
-from tests.support import Servers, free_port_block
+from tests.support import Servers, free_port_block, recipe_cells
 
 mcp = pytest.importorskip("mcp", reason='MCP\'s client is in the extra "agent"')
 pytest.importorskip("hayhooks", reason='Hayhooks is in the extra "agent"')
 
-NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "17_an_agent_that_searches.ipynb"
 START_SECONDS = 90
-
-
-def recipe(tags: tuple[str, ...], names: dict[str, Any]) -> dict[str, Any]:
-    """Run some of the recipe's cells and return what they define."""
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    tagged = {tag: cell for cell in notebook.cells for tag in cell.metadata.get("tags", [])}
-    for tag in tags:
-        exec(compile(tagged[tag].source, tag, "exec"), names)
-    return names
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +42,10 @@ def url(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         store = InMemoryDocumentStore(index="papers", embedding_similarity_function="cosine")
         sentences = [Document(**record) for record in data.people()]
         store.write_documents(embedder.run(sentences)["documents"])
-        found = recipe(("hybrid", "wrapper"), {"nim": nim, "store": store, "Secret": Secret})
+        cells = recipe_cells("17")
+        found: dict[str, Any] = {"nim": nim, "store": store, "Secret": Secret}
+        exec(cells["hybrid"], found)
+        exec(cells["wrapper"], found)
         (folder / "papers" / "pipeline_wrapper.py").write_text(found["wrapper"])
         (folder / "papers" / "hybrid.yaml").write_text(found["hybrid"].dumps())
         store.save_to_disk(str(folder / "papers" / "store.json"))

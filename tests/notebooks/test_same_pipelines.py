@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
 from haystack import Document, Pipeline
 
 from nim_cookbook import answering, indexing
-from tests.support import Servers
+from tests.support import Servers, recipe_cells
 
-RECIPE = next((Path(__file__).resolve().parents[2] / "notebooks").glob("03_*.ipynb"))
 CELLS = (
     "connect",
     "pdf",
@@ -31,7 +28,7 @@ pytestmark = pytest.mark.xdist_group("same_pipelines")  # one store
 @pytest.fixture(scope="module")
 def recipe(servers: Servers) -> dict[str, Any]:
     """What the recipe's cells define, from two of its files."""
-    cells = {cell.id: cell.source for cell in nbformat.read(RECIPE, as_version=4).cells}
+    cells = recipe_cells("03")
     names: dict[str, Any] = {}
     for name in CELLS:
         exec(cells[name], names)

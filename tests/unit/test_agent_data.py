@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from datetime import date
-from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
 
 from nim_cookbook import corpus
 from nim_cookbook.data import data_path, read_jsonl
+from tests.support import recipe_cells
 
-NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "17_an_agent_that_searches.ipynb"
 QUESTIONS = read_jsonl(data_path("agent/questions.jsonl"))
 CALLS = read_jsonl(data_path("agent/calls.jsonl"))
 RESULTS = json.loads(data_path("agent/results.json").read_text("utf-8"))
@@ -54,11 +52,10 @@ def test_every_test_question_has_a_stored_result() -> None:
 @pytest.fixture(scope="module")
 def calculate() -> Any:
     """The recipe's calculator."""
-    cells = nbformat.read(NOTEBOOK, as_version=4).cells
+    cells = recipe_cells("17")
     names: dict[str, Any] = {}
-    for tag in ("period", "calculate"):
-        cell = next(cell for cell in cells if tag in cell.metadata.get("tags", ()))
-        exec(compile(cell.source, tag, "exec"), names)
+    exec(cells["period"], names)
+    exec(cells["calculate"], names)
     return names["calculate"].function
 
 

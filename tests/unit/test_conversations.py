@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
 from haystack.dataclasses import ChatMessage
 
@@ -16,6 +14,7 @@ from nim_cookbook import conversations
 from nim_cookbook.corpus import load_company, load_follow_ups
 from nim_cookbook.data import data_path, read_jsonl
 from nim_cookbook.errors import DataError
+from tests.support import recipe_cells
 from tests.unit.fake_models import KEY, KEY_VARIABLE, serving
 
 COMPANY = load_company()
@@ -55,10 +54,8 @@ def test_the_prompts_show_nothing_of_the_measured_questions() -> None:
 
 
 def test_the_recipe_shows_the_prompt() -> None:
-    (recipe,) = (Path(__file__).resolve().parents[2] / "notebooks").glob("16_*.ipynb")
-    cells = {cell.id: cell.source for cell in nbformat.read(recipe, as_version=4).cells}
     shown: dict[str, Any] = {}
-    exec(cells["prompt"], shown)
+    exec(recipe_cells("16")["prompt"], shown)
     assert [ChatMessage.from_user(shown["template"])] == conversations.REWRITE
 
 
