@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from fastapi import HTTPException
-from haystack import Document
-from haystack.dataclasses import ChatMessage
+from haystack import Document, Pipeline, component
+from haystack.dataclasses import ChatMessage, StreamingChunk
 
 from nim_cookbook.conversations import CHARACTERS, QUESTIONS
 from nim_cookbook.endpoints import Endpoint, Endpoints
@@ -51,20 +51,64 @@ def test_why_the_model_ended_is_told(asked: Callable[[str, str], Reply]) -> None
     assert (reply.answer, reply.finish_reason, reply.refused) == ("It does.", "stop", False)
 
 
-@pytest.mark.parametrize(
-    ("text", "finish_reason", "says"),
-    [
-        ("", "length", "some/model used up its tokens"),
-        ("It is", "length", "used up its tokens before its answer ended"),
-        (" ", "stop", "answered with nothing: ask again"),
-    ],
-)
-def test_an_empty_or_cut_off_answer_is_an_error_in_one_sentence(
-    asked: Callable[[str, str], Reply], text: str, finish_reason: str, says: str
+@pytest.mark.parametrize("text", ["", "It is"])
+def test_of_an_answer_that_was_cut_off_that_is_said_and_the_sources(
+    asked: Callable[[str, str], Reply], text: str
 ) -> None:
-    with pytest.raises(HTTPException, match=says) as caught:
-        asked(text, finish_reason)
+    """It was a 502, though a long answer to a caller's question is no failure of the model."""
+    reply = asked(text, "length")
+    assert reply.answer.startswith("some/model used up its tokens before its answer ended")
+    assert (reply.finish_reason, reply.refused) == ("length", False)
+    assert [one.text for one in reply.sources] == ["The heron sleeps."]
+
+
+def test_an_empty_answer_is_the_models_failure(asked: Callable[[str, str], Reply]) -> None:
+    with pytest.raises(HTTPException, match="answered with nothing: ask again") as caught:
+        asked(" ", "stop")
     assert caught.value.status_code == 502
+
+
+@component
+class Finding:
+    @component.output_types(documents=list[Document])
+    def run(self, query: str) -> dict[str, Any]:
+        return {"documents": [Document(content="The heron sleeps.", meta={"file_path": "a.md"})]}
+
+
+@component
+class CutOff:
+    """A chat model that is cut off in the middle of a sentence."""
+
+    @component.output_types(replies=list[ChatMessage])
+    def run(self, streaming_callback: Any = None) -> dict[str, Any]:
+        raise NotImplementedError
+
+    @component.output_types(replies=list[ChatMessage])
+    async def run_async(self, streaming_callback: Any = None) -> dict[str, Any]:
+        await streaming_callback(StreamingChunk("It is"))
+        reply = ChatMessage.from_assistant("It is", meta={"finish_reason": "length"})
+        return {"replies": [reply]}
+
+
+def test_a_stream_that_was_cut_off_says_so_and_lists_the_sources() -> None:
+    wrapper: Any = Ask()
+    wrapper.service = Service(Endpoints("local", {"chat": CHAT}), Any, lambda *_: None)
+    wrapper.follow_ups = "off"
+    wrapper.pipeline = Pipeline()
+    wrapper.pipeline.add_component("ranker", Finding())
+    wrapper.pipeline.add_component("generator", CutOff())
+
+    async def read() -> list[Any]:
+        messages = said("Does it sleep?")
+        chunks = await wrapper.run_chat_completion_async("ask", messages, {"stream": True})
+        return [chunk.choices[0] async for chunk in chunks]
+
+    *pieces, end = asyncio.run(read())
+    half, cut_off, sources = "".join(piece.delta.content for piece in pieces).split("\n\n")
+    assert half == "It is"
+    assert cut_off.startswith("some/model used up its tokens before its answer ended")
+    assert sources == "Sources:\n- [1] a.md"
+    assert end.finish_reason == "length"
 
 
 @pytest.mark.parametrize("title", [1984, {"a": 1}])

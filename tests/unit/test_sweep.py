@@ -15,7 +15,7 @@ from haystack.document_stores.in_memory import InMemoryDocumentStore
 
 from nim_cookbook import answering, designs
 from nim_cookbook.data import Evidence, Query
-from nim_cookbook.designs import Design, Grid, Knobs, Race, load_grid
+from nim_cookbook.designs import DEFAULT, Design, Grid, Knobs, Race, load_grid
 from nim_cookbook.errors import DataError
 from nim_cookbook.folders import folder_files
 from nim_cookbook.plots import pareto_plot
@@ -272,6 +272,28 @@ def test_all_searches_run_without_the_reranker_and_the_best_go_on(models, folder
     assert len([d for d in of_all if d.depth]) == GRID.race.finalists
     reranked = {m.design.first_stage for m in raced if m.design.depth}
     assert len(reranked) == GRID.race.first_stages
+
+
+def test_with_one_rung_all_reranked_designs_of_the_best_searches_are_measured(models, folder):
+    grid = replace(GRID, race=replace(GRID.race, rungs=(1.0,)))
+    raced = swept(models, folder, grid).race()
+    reranked = {m.design for m in raced if m.design.depth}
+    kept = {design.first_stage for design in reranked}
+    assert len(kept) == grid.race.first_stages
+    assert reranked == {d for d in grid.designs() if d.depth and d.first_stage in kept}
+
+
+def test_the_time_left_counts_the_vectors_of_every_embedder(models, folder):
+    knobs = Knobs(split=("9 words",), depth=(0,), embedder=(DEFAULT, "fake/other"))
+    left: list[float] = []
+
+    def report(what: str, seconds: float) -> None:
+        if what.endswith("chunks"):
+            left.append(seconds)
+
+    swept(models, folder, replace(GRID, knobs=knobs), progress=report).race()
+    assert len(left) > 1
+    assert all(left[:-1]) and not left[-1]
 
 
 def test_a_quote_that_no_chunk_holds_is_an_error(models, folder):

@@ -462,14 +462,14 @@ class Sweep:
     def _expect(self, stages: Sequence[Design], questions: int) -> None:
         """Estimate what will have to be computed, for the time that is left."""
         race, depth = self.grid.race, max(self.grid.knobs.depth)
-        places = {(d.split, d.overlap, d.title): d for d in stages}
         names = {
             name_of("vector", self._model(self._api.embedding, d.embedder), c.content)
-            for d in places.values()
+            for d in stages
             for c in self.index(d).chunks
+            if "vectors" in d.searches
         }
         self._todo["chunk"] = sum(self.cache.get(name) is None for name in names)
-        splits = min(len(places), race.first_stages)
+        splits = min(len(self._indexes), race.first_stages)
         self._todo["pair"] = int(questions * (splits + 1) / 2 * depth)
 
     def _keep(self, what: str, number: int, seconds: float, values: Mapping[str, object]) -> None:
@@ -492,7 +492,7 @@ def _rungs(first: int, last: int, number: int) -> list[int]:
     """Return how many designs each rung measures: from all of them down to the finalists."""
     if not first:
         return []
-    return [round(size) for size in np.geomspace(min(last, first), first, number)[::-1]]
+    return [round(size) for size in np.geomspace(first, min(last, first), number)]
 
 
 def _unit(rows: Sequence[Sequence[float]]) -> npt.NDArray[np.float32]:

@@ -96,9 +96,10 @@ class Reply(BaseModel):
     """An answer over HTTP.
 
     Attributes:
-        answer: The answer, or what is said instead.
+        answer: The answer, or what is said instead: a refusal, or that the answer was cut off.
         refused: Whether no chunk was good enough, so that the model was not asked.
-        finish_reason: Why the model ended, `stop` as a rule; None when it was not asked.
+        finish_reason: Why the model ended, `stop` as a rule, `length` when its answer was cut off;
+            None when it was not asked.
         sources: What the model was shown, the best first.
         weights: What really answered, by role.
     """
@@ -214,7 +215,7 @@ class Ask(BasePipelineWrapper):
 
         Raises:
             HTTPException: 422 for the question or the filters, 502 for a model that does not answer
-                or whose answer is empty or cut off.
+                or answers with nothing.
         """
         return await self._answer(question, inputs(self.pipeline, question, filters))
 
@@ -310,14 +311,17 @@ class Ask(BasePipelineWrapper):
             return
         if reply.refused:
             yield chunk(reply.answer)
+        elif finish == "length":  # below what was read before that was known
+            yield chunk(f"\n\n{reply.answer}")
         yield chunk(listing(reply.sources, followed), reply.sources)
         yield chunk("", finish=finish)
 
     def _reply(self, answer: Answer) -> Reply:
-        if not answer.text:
-            raise HTTPException(502, no_answer(self.service.api.chat.model, answer.finish_reason))
+        text, model = answer.text, self.service.api.chat.model
+        if not text and answer.finish_reason != "length":  # a model that is cut off did answer
+            raise HTTPException(502, no_answer(model, answer.finish_reason))
         return Reply(
-            answer=answer.text,
+            answer=text or no_answer(model, answer.finish_reason),
             refused=answer.refused,
             finish_reason=answer.finish_reason,
             sources=[source(chunk) for chunk in answer.sources],
