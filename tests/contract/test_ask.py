@@ -71,14 +71,15 @@ def test_answers_over_files_with_their_sources(cache: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.long
-@pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is sent as a POSIX signal")
-def test_ctrl_c_while_indexing_is_clean_and_mended_by_the_next_run(
-    cache: Path, tmp_path: Path
+@pytest.mark.skipif(os.name != "posix", reason="processes are stopped by POSIX signals")
+@pytest.mark.parametrize(("number", "status"), [("SIGINT", 130), ("SIGKILL", -9)])
+def test_stopped_while_indexing_is_mended_by_the_next_run(
+    cache: Path, tmp_path: Path, number: str, status: int
 ) -> None:
     folder = tmp_path / "papers"
     folder.mkdir()
-    for number in range(MANY):
-        (folder / f"note-{number:04}.txt").write_text(f"Note {number}: the gauge shows {number}.")
+    for note in range(MANY):
+        (folder / f"note-{note:04}.txt").write_text(f"Note {note}: the gauge shows {note}.")
     process = subprocess.Popen(
         [*COMMAND, str(folder), "What does the gauge show in note 7?"],
         env=environment(cache),
@@ -90,13 +91,13 @@ def test_ctrl_c_while_indexing_is_clean_and_mended_by_the_next_run(
     try:
         while process.poll() is None and not _points(cache):
             time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.Signals[number])
         _, said = process.communicate(timeout=60)
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 130, said
-    assert "Stopped" in said
+    assert process.returncode == status, said
+    assert ("Stopped" in said) == (number == "SIGINT")
     assert "Traceback" not in said
     written = _points(cache)
     assert 0 < written < MANY

@@ -55,10 +55,12 @@ def pdf_bomb(path: Path, size: int) -> SourceFile:
 
 
 def test_the_chunks_are_those_of_the_pipeline(bounded: BoundedPreparation) -> None:
-    pipeline = indexing.preparation()
+    pipeline, short = indexing.preparation(), indexing.preparation(2, 1, "line")
     assert bounded.dumps() == pipeline.dumps()
     for source in sources():
         assert bounded.prepare(source, "f") == indexing.prepare(source, pipeline, "f")
+        prepared = bounded.prepare(source, "f", (2, 1, "line"))
+        assert prepared == indexing.prepare(source, short, "f")
 
 
 def text_bomb(path: Path) -> SourceFile:

@@ -34,17 +34,19 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
 from nim_cookbook import endpoints, indexing
+from nim_cookbook.bounded import BoundedPreparation
 from nim_cookbook.endpoints import Endpoint
 from nim_cookbook.errors import ConfigurationError, DataError
 from nim_cookbook.folders import folder_files
 from nim_cookbook.indexing import SourceFile
 from nim_cookbook.models import load_registry
 from rag_service import queue as queue_module
+from rag_service.children import end
 from rag_service.delivery import Delivery
 from rag_service.files import FileStore, StoredFile, digest
-from rag_service.indexer import Worker, document_embedder
+from rag_service.indexer import Worker, document_embedder, parser, serve
 from rag_service.intake import remove, submit, submit_all
-from rag_service.local import LocalServices
+from rag_service.local import LocalServices, Nats, nats_server
 from rag_service.queue import Queue, connect
 from rag_service.settings import INDEX, NATS_URL
 from rag_service.stores import embedding_retriever, open_store
@@ -500,6 +502,19 @@ async def test_a_broken_file_is_given_up_after_three_tries_with_its_reason(bench
         assert bench.texts("broken.pdf")
 
 
+async def test_the_command_gives_up_a_file_that_takes_too_much_to_read(bench, monkeypatch):
+    fill(bench, 1)
+    for name, value in bench.services.environment(bench.index).items():
+        monkeypatch.setenv(name, value)
+    # Any file is too much for a byte of memory.
+    monkeypatch.setattr(BoundedPreparation.__init__, "__defaults__", (1, 60.0))
+    async with bench.connect() as queue:
+        await bench.submit(queue)
+        await serve(parser().parse_args(["--until-empty", "--backoff", "0.1", "0.1"]))
+        (letter,) = await queue.dead_letters()
+    assert letter.reason == "it needs more than 0 MB of memory to read"
+
+
 async def test_a_file_that_is_not_what_was_queued_is_not_indexed(bench):
     bench.write("secret.txt", f"The true text of {bench.index}.")
     async with bench.connect() as queue:
@@ -560,6 +575,57 @@ async def test_a_queue_and_a_store_that_went_away_are_used_again(bench):
             assert bench.texts("after.txt")
             assert not any("failed" in line for line in said)
     assert bench.found() == bench.undisturbed()
+
+
+@pytest.mark.long
+async def test_jobs_outlive_a_killed_postgresql(bench):
+    """PostgreSQL breaks every connection and recovers when one of its processes is killed."""
+    fill(bench, 60)
+    async with bench.connect() as queue:
+        await bench.submit(queue)
+        async with bench.workers(queue, 2) as said:
+            await until(lambda: sum("added" in line for line in said) > 10)
+            with psycopg.connect(bench.services.store_url) as server:
+                before = server.execute("SELECT pg_postmaster_start_time()").fetchone()
+                os.kill(server.info.backend_pid, signal.SIGKILL)
+                with pytest.raises(psycopg.OperationalError):
+                    server.execute("SELECT 1")
+            assert (await queue.depth()).open
+            await queue.until_done(90)
+        assert not await queue.dead_letters()
+        assert not any("failed" in line for line in said)
+        assert sum("waiting for it" in line for line in said)
+    assert bench.found() == bench.undisturbed()
+
+
+@pytest.mark.long
+async def test_jobs_outlive_a_killed_nats_server(bench, tmp_path):
+    fill(bench, 60)
+    folder = tmp_path / "nats"
+    server = Nats(folder)
+    async with connect(server.url, name=bench.index) as queue:
+        await bench.submit(queue)
+        async with bench.workers(queue, 2) as said:
+            await until(lambda: sum("added" in line for line in said) > 10)
+            server.process.kill()
+            assert server.process.wait(10) == -9
+            assert sum("added" in line for line in said) < 60
+            restarted = again(server, folder)
+            try:
+                await queue.until_done(90)
+                assert not await queue.dead_letters()
+            finally:
+                end(restarted)
+        assert not any("failed" in line for line in said)
+    assert bench.found() == bench.undisturbed()
+
+
+def again(server: Nats, folder: Path) -> subprocess.Popen[bytes]:
+    """Start a killed server with its data, token and port."""
+    settings = folder / "nats.conf"
+    text = settings.read_text("utf-8")
+    settings.write_text(text.replace(":-1", f":{urlsplit(server.url).port}", 1), "utf-8")
+    return subprocess.Popen([nats_server(), "-c", settings])
 
 
 async def test_a_killed_workers_job_is_finished_by_another(bench):

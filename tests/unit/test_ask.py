@@ -22,6 +22,7 @@ from cookbook_cli import connection
 from cookbook_cli.__main__ import main
 from cookbook_cli.folder_index import place_of
 from nim_cookbook.answering import REFUSAL
+from nim_cookbook.bounded import BoundedPreparation
 from nim_cookbook.endpoints import Endpoints, Mode
 from nim_cookbook.folders import folder_files, read_folder
 from tests.unit.fake_models import ANSWER, KEY, KEY_VARIABLE, FakeModels, serving
@@ -172,6 +173,18 @@ def test_an_answer_with_its_sources(session, capsys):
     assert "Answered by: chat: fake weights; embedding: fake weights" in output
     assert "fridge" not in output
     assert session.closed == 1
+
+
+def test_a_file_that_takes_too_much_is_skipped_and_named(session, capsys, monkeypatch):
+    session.ask(ASKED)
+    (session.folder / "bomb.md").write_text("Any file is too much for a byte of memory.")
+    monkeypatch.setattr(BoundedPreparation.__init__, "__defaults__", (1, 60.0))
+    capsys.readouterr()
+    assert session.ask(ASKED) == 0
+    output = capsys.readouterr().out
+    assert "skipped bomb.md: it needs more than 0 MB of memory to read" in output
+    assert "3 unchanged, 3 skipped" in output
+    assert session.models.embedded == []
 
 
 def test_a_second_run_embeds_nothing(session, capsys):

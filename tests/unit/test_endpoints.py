@@ -77,10 +77,11 @@ class Nim(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def nim():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Nim)
+def nim(request):
+    host = getattr(request, "param", "127.0.0.1")
+    server = ThreadingHTTPServer((host, 0), Nim)
     server.seen, server.faults, server.models, server.metadata = [], {}, ["some/model"], {}
-    server.url = f"http://127.0.0.1:{server.server_port}/v1"
+    server.url = f"http://{host}:{server.server_port}/v1"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield server
@@ -566,6 +567,17 @@ def test_no_proxy_for_any_host_stays_so(stand_in):
     assert os.environ["NO_PROXY"] == "*" and "no_proxy" not in os.environ
 
 
+@pytest.mark.parametrize(
+    "nim",
+    [
+        "127.0.0.1",
+        pytest.param(
+            "127.0.0.2",
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="it has one such address"),
+        ),
+    ],
+    indirect=True,
+)
 def test_a_nim_on_loopback_is_never_asked_through_a_proxy(nim):
     """Its texts would reach the proxy: the clients read the environment."""
     found = self_hosted(nim, HTTP_PROXY="http://127.0.0.1:9", NO_PROXY="nim.corp")

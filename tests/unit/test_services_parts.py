@@ -277,7 +277,6 @@ def test_settings_hide_their_secrets(monkeypatch):
     assert "secret" not in repr(settings)
     assert place(settings.nats_url) == "nats://localhost:4222"
     assert store_place(settings.store_url) == "postgresql://localhost/db"
-    assert store_place("postgresql://me:secret@h:port/db") == "postgresql://h:port/db"
     with pytest.raises(ConfigurationError, match="COOKBOOK_FILES is not set"):
         settings.require(FILES)
 
@@ -314,6 +313,30 @@ def test_which_store_a_url_means():
         with pytest.raises(ConfigurationError) as raised:
             store_kind(url)
         assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("h:port/db", "names no possible port"),
+        ("me:secret@h:99999/db", "names no possible port"),
+        ("h:5432,i:0/db", "names no possible port"),
+        ("[::1/db", "is not a URL"),
+        ("me:secret[@h/db", "is not a URL"),
+        ("me:secret%zz@h/db", "is not a URL"),
+    ],
+)
+def test_an_address_of_postgresql_that_cannot_be_is_no_outage(monkeypatch, address, sentence):
+    monkeypatch.setenv(STORE_URL, f"postgresql://{address}")
+    with pytest.raises(ConfigurationError, match=f"^{STORE_URL} is .*{sentence}") as raised:
+        open_store(dimension=3)
+    assert "secret" not in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("address", ["[::1]:5432/db", "h:1,i:2/db", "h:/db", "/db?host=/tmp"])
+def test_an_address_of_postgresql_that_can_be_is_taken(address):
+    assert store_kind(f"postgresql://{address}") == "pgvector"
 
 
 def test_a_store_that_is_away_is_one_sentence():

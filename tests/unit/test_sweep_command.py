@@ -13,6 +13,7 @@ import pytest
 from cookbook_cli import connection
 from cookbook_cli import sweep as command
 from cookbook_cli.__main__ import main
+from nim_cookbook.bounded import BoundedPreparation
 from nim_cookbook.endpoints import Endpoints, Mode
 from tests.unit.fake_models import KEY, KEY_VARIABLE, FakeModels, serving
 
@@ -28,11 +29,22 @@ finalists = 2
 """
 
 
+@pytest.fixture(scope="module")
+def preparation() -> Iterator[BoundedPreparation]:
+    """One child for all tests: it takes seconds to start."""
+    with contextlib.closing(BoundedPreparation()) as started:
+        yield started
+
+
 @pytest.fixture
-def models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeModels]:
+def models(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, preparation: BoundedPreparation
+) -> Iterator[FakeModels]:
     """Twelve notes and a question on each; the endpoints answer by rule."""
     monkeypatch.setenv("COOKBOOK_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv(KEY_VARIABLE, KEY)
+    monkeypatch.setattr(preparation, "close", lambda: None)
+    monkeypatch.setattr(command, "BoundedPreparation", lambda: preparation)
     monkeypatch.chdir(tmp_path)
     notes = tmp_path / "notes"
     notes.mkdir()
@@ -111,6 +123,15 @@ def test_the_second_time_nothing_is_asked(models, capsys):
     assert second["computed"] == {}
     for part in ("designs", "answers", "winner", "knobs", "test"):
         assert second[part] == first[part]
+
+
+def test_a_file_that_takes_too_much_is_left_out(models, monkeypatch, capsys, tmp_path):
+    assert sweep() == 0
+    (tmp_path / "notes" / "bomb.md").write_text("Any file is too much for a byte of memory.")
+    monkeypatch.setattr(command, "BoundedPreparation", lambda: BoundedPreparation(memory=1))
+    capsys.readouterr()
+    assert sweep() == 0  # the others are in the cache
+    assert "bomb.md: it needs more than 0 MB of memory to read" in capsys.readouterr().out
 
 
 def test_after_ctrl_c_it_says_that_it_goes_on_and_does(models, capsys, monkeypatch):

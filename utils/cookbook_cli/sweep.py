@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -17,6 +18,7 @@ from rich.table import Table
 from cookbook_cli.connection import Mode, asking, caption, say, shown
 from cookbook_cli.progress import LoggedProgress
 from nim_cookbook import designs
+from nim_cookbook.bounded import BoundedPreparation
 from nim_cookbook.data import Query
 from nim_cookbook.errors import DataError
 from nim_cookbook.evaluation import bootstrap, paired_bootstrap
@@ -57,8 +59,12 @@ def sweep(
         raise DataError(f"{folder.path} holds no file that can be read: name another folder.")
     queries = _queries(questions, test, [file.document for file in folder.files])
     result = sys.stdout
-    with asking(console, mode, as_json=as_json) as (api, console), _Bars(console) as bars:
-        run = Sweep(api, folder.files, queries, grid, progress=bars.show)
+    with (
+        asking(console, mode, as_json=as_json) as (api, console),
+        _Bars(console) as bars,
+        contextlib.closing(BoundedPreparation()) as preparation,
+    ):
+        run = Sweep(api, folder.files, queries, grid, progress=bars.show, preparation=preparation)
         try:
             record = _run(run, bars, top, console)
         except KeyboardInterrupt:

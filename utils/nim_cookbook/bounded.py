@@ -10,6 +10,7 @@ too much is killed, and the next file gets a new one.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -26,7 +27,7 @@ from haystack import Document
 
 from nim_cookbook import indexing
 from nim_cookbook.errors import DataError
-from nim_cookbook.indexing import Prepared, SourceFile
+from nim_cookbook.indexing import Prepared, SourceFile, Unit
 
 #: Most bytes of memory of the process; it has about 300 MB before it reads anything.
 MEMORY = 1_500_000_000
@@ -60,8 +61,15 @@ class BoundedPreparation:
         """Return the settings that decide the chunks."""
         return self._settings
 
-    def prepare(self, file: SourceFile, fingerprint: str) -> Prepared:
+    def prepare(
+        self, file: SourceFile, fingerprint: str, splitting: tuple[int, int, Unit] | None = None
+    ) -> Prepared:
         """Return the chunks of a file.
+
+        Args:
+            file: The file.
+            fingerprint: Of this version of the file.
+            splitting: What `indexing.preparation` takes, where it is not the usual one.
 
         Raises:
             DataError: It takes too much memory or time, or the child ends over it.
@@ -72,7 +80,9 @@ class BoundedPreparation:
         asked = {"document": file.document, "path": str(file.path), "meta": dict(file.meta)}
         assert child.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # said by the missing answer
-            child.stdin.write(json.dumps([asked, fingerprint], default=str).encode() + b"\n")
+            child.stdin.write(
+                json.dumps([asked, fingerprint, splitting or ()], default=str).encode() + b"\n"
+            )
             child.stdin.flush()
         answer = self._answer(child, self._seconds, file.document)
         chunks = tuple(Document.from_dict(chunk) for chunk in answer["chunks"])
@@ -137,7 +147,8 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a converter prints is no answer
     logging.disable()  # what it logs is in the note
-    pipeline = indexing.preparation()
+    pipelines = functools.cache(indexing.preparation)
+    pipelines()
 
     def send(answer: object) -> None:
         answers.write(json.dumps(answer, default=str).encode() + b"\n")
@@ -145,9 +156,9 @@ def main() -> None:
 
     send(_READY)
     for line in sys.stdin.buffer:
-        asked, fingerprint = json.loads(line)
+        asked, fingerprint, splitting = json.loads(line)
         file = SourceFile(asked["document"], Path(asked["path"]), asked["meta"])
-        prepared = indexing.prepare(file, pipeline, fingerprint)
+        prepared = indexing.prepare(file, pipelines(*splitting), fingerprint)
         chunks = [chunk.to_dict(flatten=False) for chunk in prepared.chunks]
         send({"chunks": chunks, "note": prepared.note})
 

@@ -244,8 +244,12 @@ def connect(api: Api = "any", *, start: bool = True, wait: float = 0) -> Endpoin
             f"connect({api!r}) is not possible: use one of {', '.join(get_args(Api))}."
         )
     explain.install()
-    chosen = mode()
-    keep_proxies_off_loopback()
+    found = _found(mode(), api, start, wait)
+    keep_proxies_off_loopback(*(endpoint.url for endpoint in found._endpoints.values()))
+    return found
+
+
+def _found(chosen: Mode, api: Api, start: bool, wait: float) -> Endpoints:
     if chosen == "hosted" and api != "nim":
         return _hosted()
     if chosen == "self-hosted" and api != "catalog":
@@ -603,16 +607,19 @@ def request(method: str, url: str, key: str, body: object = None) -> httpx.Respo
         return client.request(method, url, headers=headers, json=body)
 
 
-def keep_proxies_off_loopback() -> None:
+def keep_proxies_off_loopback(*urls: str) -> None:
     """Add loopback to NO_PROXY where a proxy is set, or the clients would ask the proxy for it.
+
+    So are the hosts of the URLs that are on loopback: 127.0.0.2, for example.
 
     Of the two spellings the lower-case one hides the other, so neither is created beside the other.
     `*` alone means every host, and means it only alone.
     """
     if not urllib.request.getproxies():
         return
+    own = [host for url in urls if is_loopback(host := httpx.URL(url).host)]
     for variable in {"NO_PROXY", "no_proxy"} & os.environ.keys() or {"NO_PROXY"}:
         hosts = [h.strip() for h in os.environ.get(variable, "").split(",") if h.strip()]
-        missing = [h for h in LOOPBACK if h not in hosts]
+        missing = [h for h in dict.fromkeys((*LOOPBACK, *own)) if h not in hosts]
         if hosts != ["*"]:
             os.environ[variable] = ",".join([*hosts, *missing])

@@ -187,7 +187,7 @@ def _own_notion(token: str, own_url: str) -> NotionService:
     except ConfigurationError as error:
         raise ConfigurationError(f"In {NOTION_PAGE_IDS}, {error}") from None
     os.environ[NOTION_TOKEN] = token
-    keep_proxies_off_loopback()
+    keep_proxies_off_loopback(url)
     return NotionService(url, NOTION_TOKEN, pages, "Notion" if not own_url else _host(url))
 
 
@@ -206,7 +206,7 @@ def _own_gradient(text: str) -> GradientService:
             "workspace on that server."
         )
     os.environ[GRADIENT_TOKEN] = token
-    keep_proxies_off_loopback()
+    keep_proxies_off_loopback(host)
     served = f"served by {_host(host)}"
     return GradientService(
         host, GRADIENT_TOKEN, GRADIENT_WORKSPACE, {"chat": served, "embedding": served}

@@ -16,7 +16,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -24,13 +24,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from haystack import Document, Pipeline
+from haystack import Document
 from haystack.components.retrievers.in_memory import InMemoryBM25Retriever
 from haystack.document_stores.in_memory import InMemoryDocumentStore
 from haystack_integrations.components.rankers.nvidia import NvidiaRanker
 from haystack_integrations.components.rankers.nvidia.truncate import RankerTruncateMode
 
 from nim_cookbook import answering, designs, indexing, local
+from nim_cookbook.bounded import BoundedPreparation
 from nim_cookbook.corpus import relevant
 from nim_cookbook.data import Query, brief
 from nim_cookbook.designs import ANSWER_KNOBS, LIST, RETRIEVAL_KNOBS, Design, Grid, asked_for
@@ -45,7 +46,7 @@ from nim_cookbook.evaluation import (
     paired_bootstrap,
     score_retrieval,
 )
-from nim_cookbook.indexing import SourceFile
+from nim_cookbook.indexing import Prepared, SourceFile
 from nim_cookbook.kept import Cache, name_of
 
 METRIC, RECALL = "ndcg@10", "recall@20"
@@ -118,6 +119,7 @@ class Sweep:
         grid: What is tried.
         folder: Where the cache is; None for the cache folder.
         progress: Called as work goes on.
+        preparation: Reads the files in a process of its own; None for this one.
 
     Attributes:
         computed: How many chunks and questions were embedded, pairs reranked and answers given by
@@ -133,7 +135,9 @@ class Sweep:
         *,
         folder: Path | None = None,
         progress: Progress | None = None,
+        preparation: BoundedPreparation | None = None,
     ) -> None:
+        self._preparation = preparation
         self._api, self._files, self.grid = api, files, grid
         self.cache = Cache(folder or local.cache_dir() / "sweeps")
         self._report = progress or (lambda what, left: None)
@@ -166,7 +170,12 @@ class Sweep:
         if known not in self._indexes:
             pipeline = indexing.preparation(*design.splitting)
             settings = name_of(pipeline.dumps(), version("haystack-ai"))
-            chunks = [c for file in self._files for c in self._chunks(file, pipeline, settings)]
+            prepare: Callable[..., Prepared] = (
+                partial(self._preparation.prepare, splitting=design.splitting)
+                if self._preparation
+                else partial(indexing.prepare, pipeline=pipeline)
+            )
+            chunks = [c for file in self._files for c in self._chunks(file, prepare, settings)]
             if not design.title:
                 chunks = [replace(c, content=indexing.own_text(c)) for c in chunks]
             if not chunks:
@@ -174,7 +183,9 @@ class Sweep:
             self._indexes[known] = Index(tuple(chunks))
         return self._indexes[known]
 
-    def _chunks(self, file: SourceFile, pipeline: Pipeline, settings: str) -> list[Document]:
+    def _chunks(
+        self, file: SourceFile, prepare: Callable[..., Prepared], settings: str
+    ) -> list[Document]:
         try:
             fingerprint = indexing.fingerprint(file, settings)
         except OSError as error:
@@ -182,7 +193,11 @@ class Sweep:
             return []
         name = name_of("chunks", file.document, fingerprint)
         if (kept := self.cache.get(name)) is None:
-            made = indexing.prepare(file, pipeline, fingerprint)
+            try:
+                made = prepare(file, fingerprint=fingerprint)
+            except DataError as error:  # it takes too much to read
+                self.notes[file.document] = str(error).rstrip(".")
+                return []
             kept = {"note": made.note, "chunks": [c.to_dict(flatten=False) for c in made.chunks]}
             self.cache.put({name: kept})
         if kept["note"]:

@@ -64,6 +64,11 @@ def store_kind(url: str) -> Kind:
     """
     scheme = url.partition(":")[0].lower()
     if scheme in ("postgresql", "postgres"):
+        if fault := _postgresql_fault(url):
+            raise ConfigurationError(
+                f"{STORE_URL} is {shown(url)}, {fault}: write it like "
+                "postgresql://user@host:5432/database, with signs in a password as %5B or %25."
+            )
         return "pgvector"
     if scheme in ("http", "https"):
         if url_fault(url):
@@ -79,6 +84,24 @@ def store_kind(url: str) -> Kind:
         f"{STORE_URL} is {shown(url) if url else 'not set'}: write postgresql://user@host/database "
         "for PostgreSQL, http://host:6333 for Qdrant, or file:///folder for Qdrant in this process."
     )
+
+
+def _postgresql_fault(url: str) -> str | None:
+    """Say what is wrong with an address, without showing it; None if nothing is.
+
+    libpq takes several hosts and ports, with commas between them.
+    """
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        urlsplit(url)  # for `store_place`
+        ports = str(conninfo_to_dict(url).get("port", ""))
+    except (ValueError, ProgrammingError):
+        return "which is not a URL"
+    if all(re.fullmatch("[0-9]{1,5}", p) and 0 < int(p) < 65536 for p in ports.split(",") if p):
+        return None
+    return "which names no possible port"
 
 
 def store_place(url: str) -> str:
