@@ -585,8 +585,7 @@ async def test_jobs_outlive_a_killed_postgresql(bench):
         await bench.submit(queue)
         async with bench.workers(queue, 2) as said:
             await until(lambda: sum("added" in line for line in said) > 10)
-            with psycopg.connect(bench.services.store_url) as server:
-                before = server.execute("SELECT pg_postmaster_start_time()").fetchone()
+            with contextlib.closing(psycopg.connect(bench.services.store_url)) as server:
                 os.kill(server.info.backend_pid, signal.SIGKILL)
                 with pytest.raises(psycopg.OperationalError):
                     server.execute("SELECT 1")
@@ -610,7 +609,7 @@ async def test_jobs_outlive_a_killed_nats_server(bench, tmp_path):
             server.process.kill()
             assert server.process.wait(10) == -9
             assert sum("added" in line for line in said) < 60
-            restarted = again(server, folder)
+            restarted = started_again(server, folder)
             try:
                 await queue.until_done(90)
                 assert not await queue.dead_letters()
@@ -620,7 +619,7 @@ async def test_jobs_outlive_a_killed_nats_server(bench, tmp_path):
     assert bench.found() == bench.undisturbed()
 
 
-def again(server: Nats, folder: Path) -> subprocess.Popen[bytes]:
+def started_again(server: Nats, folder: Path) -> subprocess.Popen[bytes]:
     """Start a killed server with its data, token and port."""
     settings = folder / "nats.conf"
     text = settings.read_text("utf-8")

@@ -330,10 +330,12 @@ class Queue:
         history: list[Depth] = []
         try:
             async with asyncio.timeout(limit):
-                async for depth in self.depths(every):
-                    history.append(depth)
-                    if not depth.open:
-                        return history
+                while True:
+                    with contextlib.suppress(nats.errors.Error):  # the server may be back in time
+                        history.append(await self.depth())
+                        if not history[-1].open:
+                            return history
+                    await asyncio.sleep(every)
         except TimeoutError:
             pass
         raise EndpointUnreachable(
