@@ -25,6 +25,9 @@ NONE = $(if $(PYTEST_ARGS),|| test $$? -eq 5)
 # Options for the benchmarks' page (`make bench BENCH_ARGS=--quick`).
 BENCH_ARGS ?=
 
+# A folder for tools/offline_engine.sh (`make compose-test ENGINE=FOLDER PYTHON_PREFIX=FOLDER`).
+ENGINE ?=
+
 # Whether tests marked `long` run as well.
 LONG ?=
 
@@ -60,11 +63,11 @@ test: setup-dev ## What every commit must pass: lint, tests, each recipe once
 	@$(MAKE) --no-print-directory --keep-going lint test-code test-recipes test-network
 
 test-all: setup-dev ## The long run: kills, trainings, every notebook alone, every lying server
-	@$(MAKE) --no-print-directory --keep-going lint test-code test-recipes test-network LONG=1
+	@$(MAKE) --no-print-directory --keep-going lint test-code test-recipes test-network compose-test LONG=1
 
 # A few wait while others compute: three processes for two cores.
 test-code: setup-dev weights ## Unit tests, and contract tests with the vendors' own clients
-	$(SILENT) $(PYTEST) tests/unit tests/contract -n 3 --dist loadgroup $(call MARKED,not alone and not network) $(PYTEST_ARGS) $(NONE)
+	$(SILENT) $(PYTEST) tests/unit tests/contract -n 3 --dist loadgroup $(call MARKED,not alone and not network and not container) $(PYTEST_ARGS) $(NONE)
 
 # Both, also when the first fails: `make test` tells all failures.
 test-recipes: setup-dev weights ## Each recipe, executed with nbmake
@@ -138,8 +141,10 @@ images: ## Build the three container images
 	@for target in service chat local; do \
 	  docker build --network host -f deploy/Dockerfile --target $$target -t nim-rag-cookbook/$$target:0.1.0 . || exit 1; done
 
+# ENGINE=FOLDER PYTHON_PREFIX=FOLDER makes an engine there where no registry of images is reached.
 compose-test: setup-dev ## Build the images, bring Compose up, ask, upload, scale, restart, stop (needs Docker)
-	$(PYTEST) tests/contract/test_containers.py -m container $(PYTEST_ARGS)
+	$(if $(ENGINE),trap 'kill $$(cat $(ENGINE)/run/pid)' EXIT; tools/offline_engine.sh $(ENGINE) && DOCKER_HOST=unix://$(abspath $(ENGINE))/run/sock) \
+	  $(PYTEST) tests/contract/test_containers.py -m container $(PYTEST_ARGS) $(NONE)
 
 constraints: ## Pin constraints.txt anew from a fresh environment
 	@$(NEED_PYTHON); $(PYTHON) tools/make_constraints.py

@@ -1,15 +1,13 @@
 #!/usr/bin/env bash
 # A Docker engine with the base images that deploy/ names, on a Debian machine that reaches Debian's
-# and Python's package registries and no registry of images. For `make compose-test`.
+# and Python's package registries and no registry of images. As root:
 #
-#   sudo PYTHON_PREFIX=/opt/python3.12 tools/offline_engine.sh FOLDER
-#   export DOCKER_HOST=unix://FOLDER/run/sock
+#   make compose-test ENGINE=FOLDER PYTHON_PREFIX=/opt/python3.12   # or test-all, which runs it too
 #
 # PYTHON_PREFIX is the folder of a CPython 3.12 that was built on the same release of Debian. The
 # base is Debian's minimal system with that Python; NATS and PostgreSQL with pgvector come from
 # Python wheels. User 10001 is the chart's: initdb wants a name for it, which the official image
-# makes up. What is in FOLDER already is used again; `kill $(cat FOLDER/run/pid)` stops the
-# engine.
+# makes up. What is in FOLDER already is used again. make stops the engine; this script leaves it.
 set -euo pipefail
 folder=$(realpath -m "${1:?a folder for the engine}")
 prefix=${PYTHON_PREFIX:?the folder of a CPython 3.12}

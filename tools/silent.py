@@ -5,7 +5,8 @@
 In a network namespace without a route the kernel counts each packet that has nowhere to go
 (`OutNoRoutes` in /proc/net/snmp and /proc/net/snmp6, RFC 4293): a connection to another machine and
 a question to a name server both raise it. So the count says whether anything in the command, or in
-any process that it started, tried to reach another machine, whatever library it used.
+any process that it started, tried to reach another machine, whatever library it used. Of loopback
+only 127.0.0.1 and ::1 are there: a name server on another address of it asks other machines.
 
 Needs Linux and the right to make a namespace (`unshare`, of util-linux); without them the command
 runs as it is, and a line says that nothing was proven. Exits with the command's status, or with 1
@@ -28,7 +29,7 @@ UNSHARE = ["unshare", "--net"]
 #: For a user who is not root: a user namespace as well, with the same name and the right to set up
 #: the network.
 UNSHARE_AS_USER = [*UNSHARE, "--map-current-user", "--keep-caps"]
-SIOCSIFFLAGS = 0x8914
+SIOCSIFFLAGS, SIOCSIFNETMASK = 0x8914, 0x891C  # netdevice(7)
 IFF_UP = 1
 
 
@@ -62,8 +63,13 @@ def inside(command: list[str]) -> int:
 
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sh", b"lo", IFF_UP))
+        mask = struct.pack(
+            "16sHH4s8x", b"lo", socket.AF_INET, 0, socket.inet_aton("255.255.255.255")
+        )
+        fcntl.ioctl(control, SIOCSIFNETMASK, mask)
     before = lost()
-    process = subprocess.Popen(command)
+    # Some libraries report nothing where CI is set, which would prove nothing for other machines.
+    process = subprocess.Popen(command, env={k: v for k, v in os.environ.items() if k != "CI"})
     while process.poll() is None:
         with contextlib.suppress(KeyboardInterrupt):  # the command gets it, too
             process.wait()

@@ -552,6 +552,11 @@ def test_what_cannot_be_indexed_is_not_taken(
     assert answer.status_code == status, answer.text
 
 
+def test_a_question_of_more_than_a_megabyte_is_not_read(client: httpx.Client) -> None:
+    answer = client.post("/ask/run", json={"question": "x" * 1_100_000})
+    assert answer.status_code == 413, answer.text
+
+
 def test_a_body_of_unknown_size_is_not_taken(client: httpx.Client) -> None:
     answer = client.post("/ask/run", content=iter([b'{"question": "?"}']))
     assert answer.status_code == 411

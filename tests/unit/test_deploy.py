@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,17 @@ def test_images_are_small_and_do_not_run_as_root() -> None:
         assert any(line.startswith("COPY --from=build") for line in lines)
         assert re.fullmatch(r"FROM python:3\.\d+\.\d+-slim-\w+", lines[0])
     assert list(found)[-1] == "service"  # the default target
+
+
+def test_what_the_wheel_holds_is_copied_into_its_stage() -> None:
+    """Every build stopped once at a folder that only pyproject.toml named."""
+    stage = stages((DEPLOY / "Dockerfile").read_text(encoding="utf-8"))["wheel"]
+    lines = [line.split() for line in stage if line.startswith("COPY ")]
+    copied = {source for line in lines for source in line[1:-1]}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert set(project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]) <= copied
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert {f"!{source}" for source in copied} <= set(ignored)
 
 
 def listed(name: str) -> list[str]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import socket
+from pathlib import Path
 
 import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
 
+from local_endpoints import server
 from nim_cookbook import impatient
+from rag_service import app as query_service
+from rag_service import chat as chat_page
 
 
 @pytest.fixture
@@ -67,3 +72,32 @@ async def test_an_answer_may_take_longer_than_the_headers() -> None:
         for _ in range(2):
             answer = await client.get(f"http://127.0.0.1:{port}/slow")
             assert answer.json() == "done"
+
+
+def test_all_listeners_of_the_local_servers_are_impatient() -> None:
+    listeners = server._listeners({"chat": FastAPI(), "notion": FastAPI()})
+    protocols = {listener.config.http for listener in listeners.values()}
+    assert protocols == {impatient.ImpatientProtocol}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_query_service_is_impatient(
+    workers: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given: list[object] = []
+    monkeypatch.setattr(uvicorn, "run", lambda *_, http, **__: given.append(http))
+    monkeypatch.setattr(query_service, "create", FastAPI)
+    monkeypatch.setattr("rag_service.query.service", FastAPI)
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")  # set by the function, and put back
+    options = argparse.Namespace(host="127.0.0.1", port=1, workers=workers)
+    query_service._serve(options, str(tmp_path))
+    assert given == [impatient.ImpatientProtocol]
+
+
+def test_the_chat_page_is_impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[object] = []
+    monkeypatch.setattr(uvicorn, "run", lambda *_, http, **__: given.append(http))
+    monkeypatch.setattr(chat_page, "create", lambda _: FastAPI())
+    monkeypatch.setattr(chat_page, "stop_cleanly", lambda _: None)
+    assert chat_page.main([]) == 0
+    assert given == [impatient.ImpatientProtocol]

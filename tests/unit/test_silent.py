@@ -14,6 +14,8 @@ TRIES = {
     "another machine": "socket.create_connection(('192.0.2.1', 443), 2)",
     "another machine, IPv6": "socket.create_connection(('2001:db8::1', 443), 2)",
     "a name": "socket.getaddrinfo('nobody.example', 443)",
+    # As systemd-resolved listens; it would ask another machine.
+    "a name server on loopback": "socket.create_connection(('127.0.0.53', 53), 2)",
     "a datagram": "socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('192.0.2.1', 9))",
 }
 LOOPBACK = """
@@ -36,6 +38,11 @@ def test_a_try_is_counted_though_the_command_hides_it(what: str) -> None:
     done = silent(f"import socket\ntry: {TRIES[what]}\nexcept OSError: pass")
     assert done.returncode == 1
     assert "tried to reach another machine" in done.stderr
+
+
+def test_the_command_is_not_told_that_this_is_ci(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", "true")
+    assert silent("import os; raise SystemExit('CI' in os.environ)").returncode == 0
 
 
 def test_loopback_is_no_other_machine_and_the_status_is_the_commands() -> None:

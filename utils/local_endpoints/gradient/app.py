@@ -33,9 +33,10 @@ from local_endpoints.gradient.store import (
 )
 from local_endpoints.gradient.training import Worker, missing_packages, worker_command
 from local_endpoints.nim.chat import Service as ChatService
+from local_endpoints.nim.chat import api_error
 from local_endpoints.nim.common import BodyLimit, FastJSONResponse, until_disconnect
 from local_endpoints.nim.embedding import Service as EmbeddingService
-from local_endpoints.nim.engines.chat import EngineRefusal, PromptTooLong
+from local_endpoints.nim.engines.chat import EngineRefusal, EngineStopped, PromptTooLong
 from local_endpoints.nim.engines.encoder import InputTooLong
 from local_endpoints.nim.errors import ApiError, ClientGone
 from local_endpoints.nim.service import RoleService
@@ -328,6 +329,8 @@ class _Api:
             ) from error
         except EngineRefusal as error:
             raise errors.unprocessable(f"The model's engine refuses that: {error}.") from error
+        except EngineStopped as error:
+            raise errors.failed(503, api_error(error, weights.max_tokens).detail) from error
         (choice,) = answer["choices"]
         return {"finishReason": choice["finish_reason"], "generatedOutput": choice["text"] or ""}
 

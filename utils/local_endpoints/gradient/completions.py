@@ -51,6 +51,7 @@ class Completer:
             WeightsError: llama.cpp cannot load the base model or an adapter.
             PromptTooLong: The prompt does not fit the context window.
             EngineRefusal: llama.cpp refused the request.
+            EngineStopped: llama.cpp stopped meanwhile.
         """
         async with self.files:
             if self._engine is None:

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
+from local_endpoints import strict_json
 from local_endpoints.nim.answers import ChatAnswer, CompletionAnswer
 from local_endpoints.nim.common import FastJSONResponse, until_disconnect
 from local_endpoints.nim.dialect import Dialect
@@ -22,7 +23,7 @@ from local_endpoints.nim.engines.chat import (
     PromptTooLong,
     UnknownAdapter,
 )
-from local_endpoints.nim.errors import ApiError
+from local_endpoints.nim.errors import ApiError, vllm_error
 from local_endpoints.nim.metrics import Metrics
 from local_endpoints.nim.schemas import (
     DEFAULT_MAX_TOKENS,
@@ -70,7 +71,7 @@ def _guided(body: Sampling) -> tuple[Json | None, list[str] | None]:
         raise ApiError(400, f"Give {names[0]} or {names[1]}, not both.")
     if isinstance(schema, str):
         try:
-            schema = json.loads(schema)
+            schema = strict_json.loads(schema)
         except json.JSONDecodeError as error:
             raise ApiError(400, f"{names[0]} is not valid JSON: {error}.") from error
     if schema is not None and not isinstance(schema, dict):
@@ -120,6 +121,7 @@ def _sampling(body: Sampling, limit: int | None, context: int) -> Json:
     if body.repetition_penalty is not None:
         request["repeat_penalty"] = body.repetition_penalty
     schema, choices = _guided(body)
+    check_size(context, orjson.dumps([body.stop, schema, choices]))
     if schema is not None:
         request["json_schema"] = schema
     if choices is not None:
@@ -198,7 +200,7 @@ class ChatTranslator:
     def _add_messages(self, body: Chat, engine: AdaptableEngine) -> None:
         messages = [_message(message) for message in body.messages]
         tools, required = _tools(body)
-        check_size(engine.context, orjson.dumps([messages, tools]))
+        check_size(engine.context, orjson.dumps([messages, tools, self.request]))
         if engine.weights.system and all(message["role"] != "system" for message in messages):
             messages.insert(0, {"role": "system", "content": engine.weights.system})
         self.request["messages"] = messages
@@ -299,7 +301,10 @@ def router(
         return FastJSONResponse(result)
 
     async def streamed(request: Request, chunks: AsyncIterator[Json], with_usage: bool) -> Response:
-        """Answer with server-sent events; an error before the first token is a plain error."""
+        """Answer with server-sent events.
+
+        An error before the first token is a plain error; a later one is the last event but [DONE].
+        """
         engine = service.require_engine()
         began = time.perf_counter()
         try:
@@ -310,19 +315,24 @@ def router(
         metrics.first_token.observe(time.perf_counter() - began)
 
         async def events() -> AsyncIterator[bytes]:
-            with metrics.request("chat"):
-                chunk: Json | None = first
-                usage: Json = {}
-                while chunk is not None:
-                    if "usage" in chunk:  # at the end of each choice; told once, at the end of all
-                        usage = chunk.pop("usage")
-                        count(usage)
-                    if chunk["choices"]:
-                        yield _event(chunk)
-                    last, chunk = chunk, await anext(chunks, None)
-                if with_usage:
-                    yield _event({**last, "choices": [], "usage": usage})
-                yield b"data: [DONE]\n\n"
+            chunk: Json | None = first
+            usage: Json = {}
+            try:
+                with metrics.request("chat"):
+                    while chunk is not None:
+                        if "usage" in chunk:  # at each choice's end; told once, at the end of all
+                            usage = chunk.pop("usage")
+                            count(usage)
+                        if chunk["choices"]:
+                            yield _event(chunk)
+                        last, chunk = chunk, await anext(chunks, None)
+                    if with_usage:
+                        yield _event({**last, "choices": [], "usage": usage})
+            except ENGINE_ERRORS as error:
+                # In vLLM's form for both dialects: OpenAI's client looks for no other in a stream.
+                refusal = api_error(error, engine.context)
+                yield _event(vllm_error(refusal.status, refusal.detail))
+            yield b"data: [DONE]\n\n"
 
         return StreamingResponse(
             events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}

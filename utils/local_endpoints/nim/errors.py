@@ -134,6 +134,8 @@ def _describe(errors: Sequence[Any], invalid: int) -> tuple[int, str]:
         names = ", ".join(f"'{'.'.join(str(p) for p in e['loc'][1:])}'" for e in unknown)
         return 400, f"Unsupported parameter {names}: remove it from the request."
     first = errors[0]
+    if first["type"] == "json_invalid":
+        return invalid, f"The body is not valid JSON: {first['ctx']['error']}."
     if tuple(first["loc"]) == ("body",):
         if first["type"] == "value_error":  # a sentence of our own
             return invalid, str(first["ctx"]["error"])

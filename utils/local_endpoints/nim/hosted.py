@@ -14,6 +14,7 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from local_endpoints import strict_json
 from local_endpoints.faults import FAULTS, Fault, Switched
 from local_endpoints.nim.common import MAX_BODY_BYTES
 from local_endpoints.nim.reasoning import Reasoning
@@ -117,8 +118,8 @@ class HostedCatalog:
 def _parsed(raw: bytes) -> Json:
     """Return the JSON object of a body; an empty one where the application will refuse it."""
     try:
-        body = json.loads(raw)
-    except (ValueError, RecursionError):
+        body = strict_json.loads(raw)
+    except ValueError:
         return {}
     return body if isinstance(body, dict) else {}
 

@@ -8,10 +8,11 @@ API reference for the fields they share; docs/protocol.md has what differs, with
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from local_endpoints import strict_json
 
 MAX_INPUTS = 2048
 MAX_PASSAGES = 512
@@ -44,7 +45,7 @@ class FunctionCall(Body):
     @classmethod
     def _is_an_object(cls, arguments: str) -> str:
         """Refuse what no chat template could show; OpenAI takes nothing for no arguments."""
-        if not isinstance(json.loads(arguments or "{}"), dict):
+        if not isinstance(strict_json.loads(arguments or "{}"), dict):
             raise ValueError("must be the JSON text of an object")
         return arguments or "{}"
 

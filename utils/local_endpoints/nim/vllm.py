@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from local_endpoints.nim.answers import Tokenized
 from local_endpoints.nim.chat import ENGINE_ERRORS, ChatTranslator, Service, api_error, check_size
-from local_endpoints.nim.common import FastJSONResponse
+from local_endpoints.nim.common import FastJSONResponse, until_disconnect
 from local_endpoints.nim.engines.adaptable import AdaptableEngine
 from local_endpoints.nim.errors import VLLM_ERRORS, ApiError
 from local_endpoints.nim.schemas import TokenizeRequest, VllmChatRequest
@@ -18,13 +18,15 @@ NOT_SERVED = (
 )
 
 
-async def _text(body: TokenizeRequest, engine: AdaptableEngine) -> str:
-    """Return the text to tokenize: the prompt, or what the model would read of a chat."""
-    if body.prompt is not None:
-        check_size(engine.context, body.prompt.encode())
-        return body.prompt
-    chat = VllmChatRequest(model="", messages=body.messages or [], tools=body.tools)
-    return await engine.render(ChatTranslator(chat, engine).request)
+async def _tokens(body: TokenizeRequest, engine: AdaptableEngine) -> list[tuple[int, str]]:
+    """Return the tokens of the prompt, or of what the model would read of a chat."""
+    text = body.prompt
+    if text is None:
+        chat = VllmChatRequest(model="", messages=body.messages or [], tools=body.tools)
+        text = await engine.render(ChatTranslator(chat, engine).request)
+    else:
+        check_size(engine.context, text.encode())
+    return await engine.tokenize(text, body.add_special_tokens)
 
 
 def router(service: Service) -> APIRouter:
@@ -36,14 +38,13 @@ def router(service: Service) -> APIRouter:
     )
 
     @routes.post("/tokenize", response_model=None, responses={200: {"model": Tokenized}})
-    async def tokenize(body: TokenizeRequest) -> Response:
+    async def tokenize(body: TokenizeRequest, request: Request) -> Response:
         """Return the tokens of a text, or of a chat in the model's template."""
         if body.model is not None and body.model not in service.adapters:
             service.check(body.model)
         engine = service.require_engine()
         try:
-            text = await _text(body, engine)
-            tokens = await engine.tokenize(text, body.add_special_tokens)
+            tokens = await until_disconnect(request, _tokens(body, engine))
         except ENGINE_ERRORS as error:
             raise api_error(error, engine.context) from error
         return FastJSONResponse(
