@@ -205,6 +205,20 @@ class TestOwnGradient:
         assert set(service.weights.values()) == {"served by 127.0.0.1:9"}
         assert TOKEN not in repr(service)
 
+    def test_any_loopback_address_is_kept_off_proxies(self) -> None:
+        os.environ |= {
+            "HTTP_PROXY": "http://127.0.0.1:9",
+            "GRADIENT_API_URL": "http://127.0.0.2:9/api",
+            "GRADIENT_ACCESS_TOKEN": TOKEN,
+            "GRADIENT_WORKSPACE_ID": "ours",
+            "NOTION_BASE_URL": "http://127.0.0.3:9",
+            "NOTION_TOKEN": TOKEN,
+            "NOTION_PAGE_IDS": PAGE,
+        }
+        connect_gradient()
+        connect_notion()
+        assert {"127.0.0.2", "127.0.0.3"} < set(os.environ["NO_PROXY"].split(","))
+
     @pytest.mark.parametrize(
         ("settings", "error", "says"),
         [
