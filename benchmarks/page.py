@@ -3,7 +3,7 @@
     python benchmarks/page.py [--quick | --full] [--parts endpoints serving growth] [--out FOLDER]
 
 Runs each part as a command of its own, which can be run alone as well, and writes
-`benchmarks/report/index.html` with a table and a plot for each. `--quick` takes two to eight minutes
+`benchmarks/report/index.html` with a table and a plot for each. `--quick` takes 2 to 8 minutes
 and goes up to 10,000 chunks, the default up to 100,000, and `--full` up to 1,000,000. Everything is
 on loopback. A part that fails is said on the page, and in the exit status.
 """
