@@ -261,7 +261,6 @@ def test_tools_are_bounded():
     assert str(MAX_TOOLS) in refused(answer, 400)
 
 
-JSON_SHAPE = {"type": "json_schema"}
 LONG = "a" * (WEIGHTS.max_tokens * chat.LONGEST_TOKEN)
 
 
