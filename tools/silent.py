@@ -6,7 +6,8 @@ In a network namespace without a route the kernel counts each packet that has no
 (`OutNoRoutes` in /proc/net/snmp and /proc/net/snmp6, RFC 4293): a connection to another machine and
 a question to a name server both raise it. So the count says whether anything in the command, or in
 any process that it started, tried to reach another machine, whatever library it used. Of loopback
-only 127.0.0.1 and ::1 are there: a name server on another address of it asks other machines.
+only 127.0.0.1 to 127.0.0.7 and ::1 are there: a name server on another address of it, such as
+systemd-resolved's, asks other machines.
 
 Needs Linux and the right to make a namespace (`unshare`, of util-linux); without them the command
 runs as it is, and a line says that nothing was proven. Exits with the command's status, or with 1
@@ -64,7 +65,7 @@ def inside(command: list[str]) -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sh", b"lo", IFF_UP))
         mask = struct.pack(
-            "16sHH4s8x", b"lo", socket.AF_INET, 0, socket.inet_aton("255.255.255.255")
+            "16sHH4s8x", b"lo", socket.AF_INET, 0, socket.inet_aton("255.255.255.248")
         )
         fcntl.ioctl(control, SIOCSIFNETMASK, mask)
     before = lost()

@@ -10,8 +10,9 @@ import subprocess
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from socketserver import ThreadingTCPServer
 from urllib.request import proxy_bypass_environment
 
 import httpx
@@ -79,9 +80,11 @@ class Nim(BaseHTTPRequestHandler):
 @pytest.fixture
 def nim(request):
     host = getattr(request, "param", "127.0.0.1")
-    server = ThreadingHTTPServer((host, 0), Nim)
+    # An HTTPServer asks a name server for the name of 127.0.0.2.
+    server = ThreadingTCPServer((host, 0), Nim)
+    server.daemon_threads = True
     server.seen, server.faults, server.models, server.metadata = [], {}, ["some/model"], {}
-    server.url = f"http://{host}:{server.server_port}/v1"
+    server.url = f"http://{host}:{server.server_address[1]}/v1"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield server
