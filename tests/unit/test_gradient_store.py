@@ -76,7 +76,9 @@ def test_other_texts_are_never_used_as_a_path(store: AdapterStore, text: str) ->
 
 def test_adapters_outlive_the_server_and_are_listed_by_age(store: AdapterStore) -> None:
     assert store.all() == []
-    made = [create(store, name) for name in ("first", "second")]
+    made = [create(store, "first")]
+    time.sleep(0.002)  # the API's times are in milliseconds
+    made.append(create(store, "second"))
     again = AdapterStore(store.folder)
     again.clean()
     assert [adapter.name for adapter in again.all()] == ["first", "second"]
