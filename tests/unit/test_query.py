@@ -33,28 +33,28 @@ class Answering:
         return {"ranker": {"documents": chunks}, "generator": {"replies": [self.reply]}}
 
 
-@pytest.fixture
-def asked() -> Callable[[str, str], Reply]:
+def asking(pipeline: Any, follow_ups: str = "off") -> Any:
+    """Return the wrapper over a pipeline."""
     wrapper: Any = Ask()
     wrapper.service = Service(Endpoints("local", {"chat": CHAT}), Any, lambda *_: None)
-
-    def ask(text: str, finish_reason: str) -> Reply:
-        wrapper.pipeline = Answering(text, finish_reason)
-        reply: Reply = asyncio.run(wrapper.run_api_async("Does it sleep?"))
-        return reply
-
-    return ask
+    wrapper.pipeline, wrapper.follow_ups = pipeline, follow_ups
+    return wrapper
 
 
-def test_why_the_model_ended_is_told(asked: Callable[[str, str], Reply]) -> None:
+def asked(text: str, finish_reason: str) -> Reply:
+    """Return the reply where the chat model says this."""
+    wrapper = asking(Answering(text, finish_reason))
+    reply: Reply = asyncio.run(wrapper.run_api_async("Does it sleep?"))
+    return reply
+
+
+def test_why_the_model_ended_is_told() -> None:
     reply = asked(" It does.\n", "stop")
     assert (reply.answer, reply.finish_reason, reply.refused) == ("It does.", "stop", False)
 
 
 @pytest.mark.parametrize("text", ["", "It is"])
-def test_of_an_answer_that_was_cut_off_that_is_said_and_the_sources(
-    asked: Callable[[str, str], Reply], text: str
-) -> None:
+def test_of_an_answer_that_was_cut_off_that_is_said_and_the_sources(text: str) -> None:
     """It was a 502, though a long answer to a caller's question is no failure of the model."""
     reply = asked(text, "length")
     assert reply.answer.startswith("some/model used up its tokens before its answer ended")
@@ -62,7 +62,7 @@ def test_of_an_answer_that_was_cut_off_that_is_said_and_the_sources(
     assert [one.text for one in reply.sources] == ["The heron sleeps."]
 
 
-def test_an_empty_answer_is_the_models_failure(asked: Callable[[str, str], Reply]) -> None:
+def test_an_empty_answer_is_the_models_failure() -> None:
     with pytest.raises(HTTPException, match="answered with nothing: ask again") as caught:
         asked(" ", "stop")
     assert caught.value.status_code == 502
@@ -91,12 +91,10 @@ class CutOff:
 
 
 def test_a_stream_that_was_cut_off_says_so_and_lists_the_sources() -> None:
-    wrapper: Any = Ask()
-    wrapper.service = Service(Endpoints("local", {"chat": CHAT}), Any, lambda *_: None)
-    wrapper.follow_ups = "off"
-    wrapper.pipeline = Pipeline()
-    wrapper.pipeline.add_component("ranker", Finding())
-    wrapper.pipeline.add_component("generator", CutOff())
+    pipeline = Pipeline()
+    pipeline.add_component("ranker", Finding())
+    pipeline.add_component("generator", CutOff())
+    wrapper = asking(pipeline)
 
     async def read() -> list[Any]:
         messages = said("Does it sleep?")
@@ -137,10 +135,8 @@ def follow() -> Follow:
     def ask(
         messages: list[dict[str, Any]], how: str = "joined", rewritten: Answering | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        wrapper: Any = Ask()
-        wrapper.service = Service(Endpoints("local", {"chat": CHAT}), Any, lambda *_: None)
-        wrapper.pipeline, wrapper.rewrite = Answering("Yes."), rewritten
-        wrapper.follow_ups = how
+        wrapper = asking(Answering("Yes."), how)
+        wrapper.rewrite = rewritten
         done = asyncio.run(wrapper.run_chat_completion_async("ask", messages, {}))
         return done.model_dump(), wrapper.pipeline.given
 
