@@ -25,7 +25,8 @@ NONE = $(if $(PYTEST_ARGS),|| test $$? -eq 5)
 # Options for the benchmarks' page (`make bench BENCH_ARGS=--quick`).
 BENCH_ARGS ?=
 
-# A folder for tools/offline_engine.sh (`make compose-test ENGINE=FOLDER PYTHON_PREFIX=FOLDER`).
+# A folder for tools/offline_engine.sh, where no registry of images is reached (`make compose-test
+# ENGINE=FOLDER PYTHON_PREFIX=FOLDER`).
 ENGINE ?=
 
 # Whether tests marked `long` run as well.
@@ -141,7 +142,6 @@ images: ## Build the three container images
 	@for target in service chat local; do \
 	  docker build --network host -f deploy/Dockerfile --target $$target -t nim-rag-cookbook/$$target:0.1.0 . || exit 1; done
 
-# ENGINE=FOLDER PYTHON_PREFIX=FOLDER makes an engine there where no registry of images is reached.
 compose-test: setup-dev ## Build the images, bring Compose up, ask, upload, scale, restart, stop (needs Docker)
 	$(if $(ENGINE),trap 'kill $$(cat $(ENGINE)/run/pid)' EXIT; tools/offline_engine.sh $(ENGINE) && DOCKER_HOST=unix://$(abspath $(ENGINE))/run/sock) \
 	  $(PYTEST) tests/contract/test_containers.py -m container $(PYTEST_ARGS) $(NONE)

@@ -121,6 +121,7 @@ def _sampling(body: Sampling, limit: int | None, context: int) -> Json:
     if body.repetition_penalty is not None:
         request["repeat_penalty"] = body.repetition_penalty
     schema, choices = _guided(body)
+    # Before a grammar is made of them; a chat's other parts are counted with them later.
     check_size(context, orjson.dumps([body.stop, schema, choices]))
     if schema is not None:
         request["json_schema"] = schema
