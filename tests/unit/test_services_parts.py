@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from haystack import Document
 from haystack_integrations.document_stores.qdrant import QdrantDocumentStore
+from nats.aio.transport import TcpTransport
 from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 from qdrant_client.http.exceptions import UnexpectedResponse
 
@@ -435,6 +436,26 @@ def test_each_missing_service_is_one_sentence(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv(FILES, str(tmp_path / "files"))
     assert f"nats://{NOBODY} cannot be used" in error_of(indexer.main(["--wait=0.2"]))
     assert f"nats://{NOBODY} cannot be used" in error_of(watch.main([".", "--once", "--wait=0.2"]))
+
+
+@pytest.mark.timeout(60)
+async def test_the_wait_for_nats_ends_when_its_cancellation_is_lost(monkeypatch):
+    lost = []
+
+    async def refuse(*args: object, **kwargs: object) -> None:
+        try:
+            await asyncio.sleep(0.2)
+        except asyncio.CancelledError as error:
+            if lost:
+                raise
+            lost.append(error)  # as Python 3.11's `wait_for` may
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(TcpTransport, "connect", refuse)
+    with pytest.raises(EndpointUnreachable, match="cannot be used"):
+        async with queue.connect(f"nats://{NOBODY}", wait=0.1):
+            pass
+    assert lost
 
 
 @pytest.mark.parametrize("temporary", [True, False])

@@ -328,16 +328,14 @@ class Queue:
             EndpointUnreachable: Jobs were still open when the time was up.
         """
         history: list[Depth] = []
-        try:
-            async with asyncio.timeout(limit):
-                while True:
-                    with contextlib.suppress(nats.errors.Error):  # the server may be back in time
-                        history.append(await self.depth())
-                        if not history[-1].open:
-                            return history
-                    await asyncio.sleep(every)
-        except TimeoutError:
-            pass
+        loop = asyncio.get_running_loop()
+        end = loop.time() + limit
+        while loop.time() < end:
+            with contextlib.suppress(nats.errors.Error):  # the server may be back in time
+                history.append(await self.depth())
+                if not history[-1].open:
+                    return history
+            await asyncio.sleep(every)
         raise EndpointUnreachable(
             f"After {limit:.0f} s the queue still has {history[-1] if history else 'open jobs'}: "
             "see whether workers run."
@@ -502,9 +500,13 @@ async def _client(url: str, wait: float) -> Client:
 
     async def note(error: Exception) -> None:
         heard.append(" ".join(str(error).split()))
+        # Python 3.11's `wait_for`, which nats-py calls, loses a cancellation that comes together
+        # with an error (python/cpython#86296): without this the time-out below could be lost too.
+        if deadline.expired():
+            raise TimeoutError
 
     try:
-        async with asyncio.timeout(wait):
+        async with asyncio.timeout(wait) as deadline:
             return await nats.connect(
                 url,
                 name="cookbook",
