@@ -39,6 +39,8 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop(name, None)
     if not any("notebooks" in Path(name).parts for name in config.args):
         os.environ["COOKBOOK_MODELS"] = "small"  # tests about answers ask for `default_server`
+    # Haystack's chat generators read it. Theirs is 30 s, which a busy machine may need.
+    os.environ.setdefault("OPENAI_TIMEOUT", "300")
     base = free_port_block()
     log = REPOSITORY / ".pytest_cache" / f"servers-{base}.log"
     os.environ[PORT_VARIABLE] = str(base)

@@ -24,7 +24,7 @@ from tests.relay import Relay
 from tests.support import Servers
 
 TOKEN = "fake-token-for-tests-0123456789abcdef"
-START_SECONDS = 60
+START_SECONDS = 300
 #: Enough to find something and to find something else.
 DOCUMENTS = ("handbook-001", "handbook-017", "handbook-021")
 

@@ -20,7 +20,7 @@ from tests.unit.embedding_double import HashEmbedder
 
 @pytest.fixture(scope="module")
 def bounded() -> Iterator[BoundedPreparation]:
-    with contextlib.closing(BoundedPreparation(memory=700_000_000, seconds=60)) as opened:
+    with contextlib.closing(BoundedPreparation(memory=700_000_000, seconds=300)) as opened:
         yield opened
 
 

@@ -6,8 +6,10 @@ Its server speaks the protocol of NIM LLM 2.x here, and the catalog that of 1.x.
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
+from collections.abc import Iterator
 
 import httpx
 import jsonschema
@@ -15,6 +17,7 @@ import openai
 import pytest
 
 from nim_cookbook.models import load_registry
+from tests.support import Servers, started_servers
 
 MODEL = load_registry().default("chat").id
 CAPITAL = [{"role": "user", "content": "What's the capital of France"}]
@@ -36,6 +39,14 @@ FILM = {
     "required": ["title", "rating"],
     "additionalProperties": False,
 }
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory) -> Iterator[Servers]:
+    """Servers that nobody else asks: beside another request llama.cpp rounds differently."""
+    log = tmp_path_factory.mktemp("chat") / "servers.log"
+    with started_servers(log, os.environ["COOKBOOK_LOCAL_KEY"]) as (running, _):
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -245,22 +256,26 @@ def test_an_answer_can_be_sent_back_as_it_came(client):
 def test_tokenize_counts_what_a_chat_costs(servers):
     root = servers.url("chat").removesuffix("/v1")
     chat = {"model": MODEL, "messages": CAPITAL}
-    counted = httpx.post(f"{root}/tokenize", json=chat).json()
+    counted = httpx.post(f"{root}/tokenize", json=chat, timeout=60).json()
     usage = post(servers, max_tokens=1).json()["usage"]
     assert counted["count"] == len(counted["tokens"]) == usage["prompt_tokens"]
     assert counted["max_model_len"] > 1000 and counted["token_strs"] is None
     text = "Wo die Späne fallen: 木"
-    found = httpx.post(f"{root}/tokenize", json={"prompt": text, "return_token_strs": True}).json()
+    found = httpx.post(
+        f"{root}/tokenize", json={"prompt": text, "return_token_strs": True}, timeout=60
+    ).json()
     assert "".join(found["token_strs"]).startswith("Wo die Späne fallen: ")
-    both = httpx.post(f"{root}/tokenize", json={"prompt": text, **chat})
+    both = httpx.post(f"{root}/tokenize", json={"prompt": text, **chat}, timeout=60)
     assert both.json()["error"]["message"] == "Give a prompt or messages, one of both."
-    unknown = httpx.post(f"{root}/tokenize", json={"prompt": text, "model": "nobody/nothing"})
+    unknown = httpx.post(
+        f"{root}/tokenize", json={"prompt": text, "model": "nobody/nothing"}, timeout=60
+    )
     assert (unknown.status_code, unknown.json()["error"]["type"]) == (404, "NotFoundError")
 
 
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages", "/detokenize"])
 def test_what_only_a_real_nim_2_serves_says_so(servers, path):
-    answer = httpx.post(f"{servers.url('chat').removesuffix('/v1')}{path}", json={})
+    answer = httpx.post(f"{servers.url('chat').removesuffix('/v1')}{path}", json={}, timeout=60)
     assert answer.status_code == 501
     assert f"{path} is not served here" in answer.json()["error"]["message"]
 
@@ -374,19 +389,19 @@ def test_a_client_that_goes_away_stops_costing(servers, stream):
         leave()
     except httpx.ReadTimeout:
         assert not stream
-    limit = time.monotonic() + 20
-    while running(servers) and time.monotonic() < limit:
+    limit = time.monotonic() + 120
+    while running(servers):
+        assert time.monotonic() < limit
         time.sleep(0.05)
-    assert running(servers) == 0
 
 
 def test_concurrent_requests_are_served_side_by_side(servers):
     """A short answer asked for while long ones run comes before they end."""
     story = {
         "model": MODEL,
-        "messages": [{"role": "user", "content": "Tell me a long story about the sea."}],
+        "messages": [{"role": "user", "content": "Count from one to a thousand in words."}],
         "max_tokens": 400,
-        "temperature": 1,
+        "temperature": 0,
     }
     ended: list[str] = []
 

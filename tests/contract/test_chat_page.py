@@ -61,7 +61,8 @@ def test_a_reader_asks_and_reads_the_answer_and_its_source(
         )
         try:
             page = browser.pages[0]
-            page.set_default_timeout(60_000)
+            page.set_default_timeout(300_000)
+            playwright.expect.set_options(timeout=300_000)
             page.on(
                 "response",
                 lambda answer: (
@@ -82,7 +83,7 @@ def test_a_reader_asks_and_reads_the_answer_and_its_source(
             asked = page.locator('[data-step-type="user_message"]')
             playwright.expect(asked).to_have_text(QUESTION)
             answer = page.locator('[data-step-type="assistant_message"]').last
-            playwright.expect(answer).to_contain_text(SOURCE, timeout=60_000)
+            playwright.expect(answer).to_contain_text(SOURCE)
             playwright.expect(answer).to_contain_text(ANSWER)
             answer.get_by_text("Source 1").click()
             # The chunk's first line, beside the answer.
@@ -92,9 +93,7 @@ def test_a_reader_asks_and_reads_the_answer_and_its_source(
             box.press("Enter")
             playwright.expect(asked.last).to_have_text(FOLLOW_UP)
             answer = page.locator('[data-step-type="assistant_message"]').last
-            playwright.expect(answer).to_contain_text(
-                f"Searched for: {QUESTION} {FOLLOW_UP}", timeout=60_000
-            )
+            playwright.expect(answer).to_contain_text(f"Searched for: {QUESTION} {FOLLOW_UP}")
             picture = Path(os.environ.get(SCREENSHOT) or tmp_path / "chat.png")
             picture.parent.mkdir(exist_ok=True)
             picture.write_bytes(small_png(page.screenshot()))
@@ -111,7 +110,7 @@ def sign_in(page: playwright.Page, name: str, password: str) -> None:
 
 
 def test_nobody_chats_without_signing_in(page_service: TestedService) -> None:
-    with httpx.Client(base_url=page_service.url, trust_env=False) as stranger:
+    with httpx.Client(base_url=page_service.url, trust_env=False, timeout=60) as stranger:
         assert stranger.get("/chat/user").status_code == 401
         wrong = stranger.post("/chat/login", data={"username": "x", "password": "wrong"})
         assert wrong.status_code == 401
@@ -121,7 +120,7 @@ def test_nobody_chats_without_signing_in(page_service: TestedService) -> None:
 
 
 def test_the_page_fetches_nothing_from_elsewhere(page_service: TestedService) -> None:
-    with httpx.Client(base_url=page_service.url, trust_env=False) as browser:
+    with httpx.Client(base_url=page_service.url, trust_env=False, timeout=60) as browser:
         policy = browser.get("/chat").headers["content-security-policy"]
     assert "default-src 'self'" in policy
     assert "http" not in policy

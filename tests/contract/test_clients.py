@@ -126,7 +126,11 @@ class TestLlamaIndex:
     @pytest.mark.filterwarnings("ignore:Default model is set as")
     def test_rerank(self, servers, model):
         rerank = NVIDIARerank(
-            model=model, base_url=servers.url("reranking"), api_key="not-needed", top_n=2
+            model=model,
+            base_url=servers.url("reranking"),
+            api_key="not-needed",
+            top_n=2,
+            http_client=httpx.Client(timeout=60),
         )
         texts = ["Bread is baked.", "Rome is the capital of Italy.", "Cats sleep."]
         nodes = [NodeWithScore(node=TextNode(text=text)) for text in texts]

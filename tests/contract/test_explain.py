@@ -93,7 +93,8 @@ CASES = {
 @pytest.fixture(scope="module")
 def shell(servers):
     """A running kernel; each case is one more cell, as after a mistake in a real notebook."""
-    client = NotebookClient(nbformat.v4.new_notebook(), timeout=120, kernel_name="python3")
+    limits = {"timeout": 500, "startup_timeout": 300}
+    client = NotebookClient(nbformat.v4.new_notebook(), **limits, kernel_name="python3")
     with client.setup_kernel():
         run(client, START)
         yield client

@@ -89,7 +89,9 @@ def test_each_role_has_its_host(hosted):
 
 
 def test_dead_models_are_listed_and_answer_410(hosted):
-    listed = {entry["id"] for entry in httpx.get(f"{hosted.base_url}models").json()["data"]}
+    listed = {
+        entry["id"] for entry in httpx.get(f"{hosted.base_url}models", timeout=60).json()["data"]
+    }
     models = [model for role in ROLES for model in REGISTRY.models(role)]
     assert listed == {model.id for model in models}
     for model in models:

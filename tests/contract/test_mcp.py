@@ -24,7 +24,7 @@ from tests.support import Servers, free_port_block, recipe_cells
 mcp = pytest.importorskip("mcp", reason='MCP\'s client is in the extra "agent"')
 pytest.importorskip("hayhooks", reason='Hayhooks is in the extra "agent"')
 
-START_SECONDS = 90
+START_SECONDS = 300
 
 
 @pytest.fixture(scope="module")

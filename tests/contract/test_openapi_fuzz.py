@@ -62,7 +62,7 @@ class Target:
     known: dict[str, Any] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
-        answer = httpx.get(f"{self.root}/openapi.json", headers=self.headers)
+        answer = httpx.get(f"{self.root}/openapi.json", headers=self.headers, timeout=120)
         assert answer.status_code == 200
         return answer.json()
 
@@ -73,7 +73,9 @@ def local(servers: Servers, name: str) -> Target:
     bearer = {"Authorization": f"Bearer {servers.key}"}
     if name == "gradient":
         headers = bearer | {"x-gradient-workspace-id": "any"}
-        base = httpx.get(f"{root}/api/models", headers=headers).json()["models"][0]["id"]
+        base = httpx.get(f"{root}/api/models", headers=headers, timeout=120).json()["models"][0][
+            "id"
+        ]
         known = {"identity": base, "baseModelId": base, "slug": "bge-large"}
         return Target(root, headers, known)
     if name == "notion":

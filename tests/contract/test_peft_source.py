@@ -26,7 +26,7 @@ from tests.support import Servers, free_port_block
 from tests.unit import tiny_adapters as tiny
 
 BASE = load_registry().default("chat").id
-LIMIT = 60
+LIMIT = 300
 KEY = "nvapi-local-fake-key-for-tests"
 
 
@@ -96,8 +96,11 @@ class Server:
         """Put an adapter into the folder as one should: complete, by one rename."""
         weights = tiny.tensors(tiny.SMOLLM2_135M, seed=seed, size=size)
         draft = tiny.write_peft(self.folder / f".{name}", weights)
-        if (self.folder / name).exists():
-            shutil.rmtree(self.folder / name)
+        if (self.folder / name).exists():  # a scan in between must not find it gone
+            for file in draft.iterdir():
+                file.replace(self.folder / name / file.name)
+            draft.rmdir()
+            return self.folder / name
         return draft.rename(self.folder / name)
 
     def stop(self) -> int:
@@ -237,7 +240,8 @@ def test_a_half_copied_adapter_waits_until_it_is_complete(server):
 
 def test_unusable_folders_are_told_once_and_leave_the_others_alone(server):
     server.put("good")
-    tiny.write_peft(server.folder / "foreign", base_model_name_or_path="them/another-1b")
+    draft = tiny.write_peft(server.folder / ".foreign", base_model_name_or_path="them/another-1b")
+    draft.rename(server.folder / "foreign")
     tiny.write_peft(server.folder / "weird name!")
     local_id = load_registry().weights_for("chat", "small").local_id
     tiny.write_peft(server.folder / local_id.removeprefix("local/"))

@@ -111,6 +111,14 @@ async def test_keda_reads_the_queue_as_the_services_do(
     services: LocalServices, trigger: dict[str, str]
 ) -> None:
     where = endpoint(services)
+
+    async def until_lag(number: int) -> None:
+        """The consumer notices a new job a moment after the stream has it."""
+        limit = time.monotonic() + PATIENCE
+        while keda_lag(where, trigger) != number:
+            assert time.monotonic() < limit
+            await asyncio.sleep(0.05)
+
     # Before the first connection KEDA has an error; the worker of its fallback makes the stream.
     assert keda_lag(where, trigger) is None
     async with connect(services.nats_url, name=INDEX) as queue:
@@ -118,12 +126,13 @@ async def test_keda_reads_the_queue_as_the_services_do(
         assert not active(0, trigger)
 
         await send(queue, 7)
-        assert keda_lag(where, trigger) == (await queue.depth()).pending == 7
+        await until_lag(7)
+        assert (await queue.depth()).pending == 7
         await send(queue, 7)  # the same documents again: each waits once
-        assert keda_lag(where, trigger) == 7
+        await until_lag(7)
 
         # Jobs in hand count, so that their worker is not the next to go.
-        taken = [await queue.take() for _ in range(7)]
+        taken = [await queue.take(timeout=60) for _ in range(7)]
         depth = await queue.depth()
         assert (depth.pending, depth.open) == (0, 7)
         assert keda_lag(where, trigger) == 7
@@ -138,7 +147,7 @@ async def test_keda_reads_the_queue_as_the_services_do(
         assert keda_lag(where, trigger) == 1
         assert active(1, trigger)
 
-        again = await queue.take(timeout=10)
+        again = await queue.take(timeout=60)
         assert again is not None
         await again.ack_sync()
         assert keda_lag(where, trigger) == (await queue.depth()).open == 0

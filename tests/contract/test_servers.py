@@ -21,7 +21,7 @@ import pytest
 from local_endpoints.options import base_url
 from local_endpoints.weights import folder_of
 from nim_cookbook.models import load_registry
-from tests.support import free_port_block, started_servers
+from tests.support import START_SECONDS, free_port_block, started_servers
 
 NAMES = ["chat", "embedding", "reranking", "catalog"]
 REGISTRY = load_registry()
@@ -110,12 +110,12 @@ class TestNotion:
     HEADERS: ClassVar = {"Notion-Version": "2022-06-28"}
 
     def test_is_ready_for_anybody(self, servers):
-        answer = httpx.get(f"{servers.url('notion')}/health/ready")
+        answer = httpx.get(f"{servers.url('notion')}/health/ready", timeout=60)
         assert (answer.status_code, answer.json()) == (200, {"ready": True})
 
     def test_demands_the_key_of_this_start(self, servers):
         url = f"{servers.url('notion')}/v1/users/me"
-        assert httpx.get(url, headers=self.HEADERS).status_code == 401
+        assert httpx.get(url, headers=self.HEADERS, timeout=60).status_code == 401
         with servers.client("notion") as http:
             assert http.get("/v1/users/me", headers=self.HEADERS).json()["type"] == "bot"
 
@@ -130,7 +130,7 @@ class TestKeys:
         "path", ["/models", "/chat/completions", "/embeddings", "/ranking", "/metadata", "/metrics"]
     )
     def test_catalog_demands_a_key(self, servers, path):
-        with httpx.Client(base_url=servers.url("catalog")) as http:
+        with httpx.Client(base_url=servers.url("catalog"), timeout=60) as http:
             missing = http.post(path) if path.count("/") > 1 else http.get(path)
         assert missing.status_code == 401
         assert "401" in missing.json()["detail"] and "Unauthorized" in missing.json()["detail"]
@@ -286,10 +286,17 @@ class TestStartAndEnd:
         network. A recipe then runs against it as against NIMs behind a gateway.
         """
         base = free_port_block()
+        asked = tmp_path / "asked"  # or the models might be loaded before anybody has looked
         code = (
-            "from local_endpoints import options, server\n"
+            "import asyncio, pathlib\n"
+            "from local_endpoints import loading, options, server\n"
             "from nim_cookbook import hosts\n"
             "hosts.is_loopback = lambda host: False\n"
+            "load = loading.load\n"
+            "async def wait_and_load(*args, **more):\n"
+            f"    while not pathlib.Path({str(asked)!r}).exists(): await asyncio.sleep(0.05)\n"
+            "    return await load(*args, **more)\n"
+            "loading.load = wait_and_load\n"
             f"server.main(options.ServeOptions(port_base={base}))\n"
         )
         environment = {**os.environ, "COOKBOOK_LOCAL_KEY": "secret"}
@@ -297,15 +304,16 @@ class TestStartAndEnd:
         seen = set()
         try:
             url = f"http://127.0.0.1:{base}/v1"
-            limit = time.monotonic() + 60
+            limit = time.monotonic() + START_SECONDS
             while 200 not in seen and time.monotonic() < limit:
-                try:
-                    seen.add(httpx.get(f"{url}/health/ready").status_code)
-                except httpx.TransportError:
-                    continue
+                with contextlib.suppress(httpx.TransportError):
+                    seen.add(httpx.get(f"{url}/health/ready", timeout=60).status_code)
+                    asked.touch()
+                time.sleep(0.05)
             assert seen == {503, 200}
-            assert httpx.get(f"{url}/models").status_code == 401
-            allowed = httpx.get(f"{url}/models", headers={"Authorization": "Bearer secret"})
+            assert httpx.get(f"{url}/models", timeout=60).status_code == 401
+            key = {"Authorization": "Bearer secret"}
+            allowed = httpx.get(f"{url}/models", headers=key, timeout=60)
             assert allowed.status_code == 200
             self.run_recipe_behind_a_gateway(base, str(tmp_path))
         finally:
@@ -355,7 +363,7 @@ class TestAnOwnChatModel:
         process = start("--port-base", str(base), "--chat-model", str(own))
         try:
             wait_ready(process)
-            metadata = httpx.get(f"http://127.0.0.1:{base}/v1/metadata").json()
+            metadata = httpx.get(f"http://127.0.0.1:{base}/v1/metadata", timeout=60).json()
             assert "your own file" in metadata["weights"][0]["description"]
         finally:
             process.terminate()

@@ -83,7 +83,13 @@ class Desk:
     def execute(self, environment: Path) -> subprocess.CompletedProcess[str]:
         """Execute the notebook with the Jupyter of an environment's bin folder."""
         (notebook,) = self.folder.iterdir()
-        command = (environment / "jupyter", "execute", "--inplace", notebook.name)
+        command = (
+            environment / "jupyter",
+            "execute",
+            "--inplace",
+            "--startup_timeout=300",
+            notebook.name,
+        )
         done = attempt(*command, cwd=self.folder, env=self.environ)
         assert list(self.folder.iterdir()) == [notebook], "the notebook left files"
         servers = Path(self.environ["COOKBOOK_CACHE_DIR"]) / "run"

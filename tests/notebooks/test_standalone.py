@@ -34,7 +34,11 @@ STOPS = {
     "14": ("Helm", "pip install", "kubernetes"),
 }
 
-pytestmark = [pytest.mark.xdist_group("standalone"), pytest.mark.network]  # one environment
+pytestmark = [
+    pytest.mark.xdist_group("standalone"),  # one environment
+    pytest.mark.network,
+    pytest.mark.timeout(1800),  # with the installation
+]
 EVERY_COMMIT = "01"  # the others on the long run
 
 

@@ -459,14 +459,17 @@ async def test_nbclient_takes_a_cancelled_cell_for_a_dead_kernel(monkeypatch):
     client = NotebookClient(nbformat.v4.new_notebook(cells=[cell]), km=Mock())
     client.kc = Mock()
 
+    begun = asyncio.Event()
+
     async def forever(*_):
+        begun.set()
         await asyncio.sleep(60)
 
     for name in ("reply", "output_msg", "kernel_alive"):
         polled = f"_async_poll_for_{name}" if name == "reply" else f"_async_poll_{name}"
         monkeypatch.setattr(client, polled, forever)
     run = asyncio.create_task(client.async_execute_cell(cell, 0))
-    await asyncio.sleep(0.05)
+    await begun.wait()
     run.cancel()
     try:
         await run

@@ -258,8 +258,9 @@ def _read_state(base: int) -> LocalServer | None:
 
 
 def _ready(server: LocalServer) -> bool:
-    # Without the environment's proxies, which cannot reach loopback.
-    with httpx.Client(timeout=2.0, trust_env=False) as client:
+    # Without the environment's proxies, which cannot reach loopback. Absent servers refuse at once;
+    # busy ones may need seconds, and a second set of servers beside them would make that worse.
+    with httpx.Client(timeout=30.0, trust_env=False) as client:
         try:
             return all(
                 client.get(f"{url}/health/ready").status_code == 200 for url in server.urls.values()

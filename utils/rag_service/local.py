@@ -55,7 +55,7 @@ INSTALL = '`pip install "nim-rag-cookbook[serve]"`'
 #: What an indexer says when it takes jobs.
 READY = "Ready; "
 #: Seconds that servers and services have to start.
-START_SECONDS = 120.0
+START_SECONDS = 600.0
 _START_TRIES = 3
 _PRIVATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 
