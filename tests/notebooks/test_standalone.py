@@ -7,6 +7,7 @@ data, and the notebook starts the servers itself.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import venv
@@ -17,22 +18,10 @@ import pytest
 
 from cookbook_cli import recipes as index
 from cookbook_cli.floors import missed
+from cookbook_cli.recipes import Recipe
 from tests.notebooks.alone import REPOSITORY, Desk, build_wheel, install
 
-NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("[0-9]*.ipynb"))
-
-# These need packages of an extra, which this environment leaves out: recipe, and what it says.
-STOPS = {
-    "05": ("llama_index is not installed", "restart the kernel", "llamaindex"),
-    "07": ("ranx is not installed", "restart the kernel", "measure"),
-    "08": ("matplotlib is not installed", "restart the kernel", "measure"),
-    "09": ("Notion pages need", "pip install", "finetune"),
-    "10": ("torch is not installed", "restart the kernel", "finetune"),
-    "11": ("hayhooks is not installed", "restart the kernel", "serve"),
-    "12": ("pydantic_settings is not installed", "restart the kernel", "serve"),
-    "13": ("pydantic_settings is not installed", "restart the kernel", "serve"),
-    "14": ("Helm", "pip install", "kubernetes"),
-}
+RECIPES = index.load(REPOSITORY / "notebooks")
 
 pytestmark = [
     pytest.mark.xdist_group("standalone"),  # one environment
@@ -62,36 +51,37 @@ def desk(tmp_path: Path) -> Desk:
 
 
 @pytest.mark.parametrize(
-    "notebook",
+    "recipe",
     [
         pytest.param(
-            path,
-            id=path.stem,
-            marks=[pytest.mark.long] if path.stem[:2] != EVERY_COMMIT else [],
+            recipe,
+            id=recipe.number,
+            marks=[pytest.mark.long] if recipe.number != EVERY_COMMIT else [],
         )
-        for path in NOTEBOOKS
-        if path.stem[:2] not in STOPS
+        for recipe in RECIPES
+        if not recipe.extras
     ],
 )
-def test_runs_alone(notebook: Path, environment: Path, desk: Desk):
-    shutil.copy(notebook, desk.folder)
+def test_runs_alone(recipe: Recipe, environment: Path, desk: Desk):
+    shutil.copy(REPOSITORY / "notebooks" / recipe.file, desk.folder)
     done = desk.execute(environment)
     assert done.returncode == 0, done.stdout[-4000:]
-    (recipe,) = index.select(index.load(notebook.parent), [notebook.stem])
-    executed = nbformat.read(desk.folder / notebook.name, as_version=4)
+    executed = nbformat.read(desk.folder / recipe.file, as_version=4)
     assert missed(recipe.floor, executed) == []
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number", STOPS)
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(recipe, id=recipe.number) for recipe in RECIPES if recipe.extras]
+)
 def test_without_its_packages_a_recipe_says_what_to_install(
-    number: str, environment: Path, desk: Desk
+    recipe: Recipe, environment: Path, desk: Desk
 ):
-    says, also, extra = STOPS[number]
-    (notebook,) = [path for path in NOTEBOOKS if path.stem[:2] == number]
-    shutil.copy(notebook, desk.folder)
+    shutil.copy(REPOSITORY / "notebooks" / recipe.file, desk.folder)
     desk.environ["PATH"] = os.defpath  # no program of this environment
     done = desk.execute(environment)
     assert done.returncode != 0
-    (sentence,) = {line for line in done.stdout.splitlines() if says in line and also in line}
-    assert f'pip install "nim-rag-cookbook[{extra}]"' in sentence
+    says = r'^\w*Error: .*`pip install "nim-rag-cookbook\[(\w+)\]"`'
+    found = set(re.findall(says, done.stdout, re.MULTILINE))
+    assert found, done.stdout[-4000:]
+    assert found <= {*recipe.extras, "measure"}  # its scipy is in other extras too
