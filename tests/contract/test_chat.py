@@ -21,6 +21,7 @@ from tests.support import Servers, started_servers
 
 MODEL = load_registry().default("chat").id
 CAPITAL = [{"role": "user", "content": "What's the capital of France"}]
+STORY = [{"role": "user", "content": "Tell me a long story about the sea."}]  # over 400 tokens
 WEATHER = {
     "type": "function",
     "function": {
@@ -369,8 +370,8 @@ def running(servers) -> float:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_away_stops_costing(servers, stream):
-    story = [{"role": "user", "content": "Count from one to a thousand in words."}]
-    body = {"model": MODEL, "messages": story, "max_tokens": 1024, "stream": stream}
+    body = {"model": MODEL, "messages": STORY, "max_tokens": 1024, "temperature": 0}
+    body["stream"] = stream
 
     def leave() -> None:
         with (
@@ -399,7 +400,7 @@ def test_concurrent_requests_are_served_side_by_side(servers):
     """A short answer asked for while long ones run comes before they end."""
     story = {
         "model": MODEL,
-        "messages": [{"role": "user", "content": "Count from one to a thousand in words."}],
+        "messages": STORY,
         "max_tokens": 400,
         "temperature": 0,
     }

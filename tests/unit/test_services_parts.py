@@ -533,6 +533,7 @@ async def followed(
     following = asyncio.create_task(drop.follow(every=0.01))
     while not enough(queue) and not following.done():
         await asyncio.sleep(0.01)
+    await asyncio.sleep(0.5)  # some more looks
     following.cancel()
     await asyncio.wait({following})
     return queue, said
@@ -540,7 +541,7 @@ async def followed(
 
 async def test_a_file_that_cannot_be_read_is_said_once(tmp_path):
     errors: list[Exception] = [DataError("a.txt cannot be read.")] * 50
-    queue, said = await followed(tmp_path, errors, lambda _: len(errors) < 40)
+    queue, said = await followed(tmp_path, errors, lambda _: len(errors) < 50)
     assert said == ["a.txt cannot be read."]
     assert not queue.jobs
 
