@@ -461,6 +461,7 @@ if "FAIL" in os.environ:
 class H(http.server.BaseHTTPRequestHandler):
     def log_message(self, *a): pass
     def do_GET(self):
+        time.sleep(float(os.environ.get("BUSY", "0")) if self.server.n == 0 else 0)
         role = {0: "chat", 1: "embedding", 2: "reranking"}
         weights = [{"role": role[n], "description": "tiny " + role[n]} for n in role
                    if self.server.n in (n, 3)]
@@ -640,6 +641,12 @@ def test_the_servers_end_with_a_notebook_that_is_killed(stand_in, tmp_path):
     while alive(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not alive(pid)
+
+
+def test_servers_that_are_busy_for_some_seconds_are_found(stand_in):
+    use(BUSY="2.5")
+    endpoints.connect()
+    assert local.find_running() is not None
 
 
 def test_servers_of_another_set_of_models_are_left_alone(stand_in):
