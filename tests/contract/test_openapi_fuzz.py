@@ -73,9 +73,8 @@ def local(servers: Servers, name: str) -> Target:
     bearer = {"Authorization": f"Bearer {servers.key}"}
     if name == "gradient":
         headers = bearer | {"x-gradient-workspace-id": "any"}
-        base = httpx.get(f"{root}/api/models", headers=headers, timeout=120).json()["models"][0][
-            "id"
-        ]
+        listed = httpx.get(f"{root}/api/models", headers=headers, timeout=120).json()
+        base = listed["models"][0]["id"]
         known = {"identity": base, "baseModelId": base, "slug": "bge-large"}
         return Target(root, headers, known)
     if name == "notion":
